@@ -1,6 +1,6 @@
 """Names of splits, and number types with a range.
 
-With these types, the signature of a constructor is the schema of its config keys.
+A constructor's parameters are the keys of its config section, and these types state the values that the keys may have.
 Nothing slow is imported here, because every program imports this file before it checks the config.
 """
 

@@ -27,8 +27,9 @@ class Footprint(NamedTuple):
 def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
     """Count the elements of the model that the checked config `section` describes, without allocating their memory.
 
-    The model is built on PyTorch's device `meta`, where tensors have a shape but no data. Returns None if the model
-    cannot be built there, for example because its constructor reads the values of a tensor.
+    The model is built on PyTorch's device `meta`, where tensors have a shape but no data. If a tensor has more than
+    2^63 bytes, PyTorch cannot build it, and both numbers in the result are 2^63. Returns None if the model cannot be
+    built for another reason, for example because its constructor reads the values of a tensor.
     """
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -38,7 +39,7 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
         name = max(parameters, key=lambda key: parameters[key].numel())
         trained = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
         return Footprint(sum(tensor.numel() for tensor in tensors), trained, f"{name} {tuple(parameters[name].shape)}")
-    except Exception as error:  # a mistake in the config raises again, when the model is built
+    except Exception as error:  # a mistake in the config raises its error again when the model is built
         if "overflow" in str(error):  # "Storage size calculation overflowed": more than 2^63 bytes
             return Footprint(2**63, 2**63, "one of more than 2^63 bytes")
         return None
@@ -49,13 +50,14 @@ def refuse_oversize(config: Mapping[str, Any], task: Task, device: torch.device,
 
     Models are built on the CPU, so the weights must fit into its memory. In training without FSDP, the weights,
     gradients, optimizer moments and moving average must together fit into the memory of `device`. Activations are not
-    counted, because they depend on the batch.
+    counted, because they depend on the batch. A model is not refused if `measure` returns None, or if the operating
+    system does not state the size of the memory.
     """
     footprint = measure(config["model"], task) if config.get("check_memory", True) else None
     if footprint is None:
         return
     needs = [("to hold the weights", footprint.all * BYTES, torch.device("cpu"))]
-    if training and config["trainer"]["strategy"] != "fsdp":  # fsdp divides them among the processes
+    if training and config["trainer"]["strategy"] != "fsdp":  # fsdp divides these tensors among the processes
         optimizer = config["optimizer"]
         moments = 2 if optimizer["name"] in ("adamw", "adam") else int(optimizer["momentum"] > 0)
         copies = 1 + moments + (config["trainer"]["ema_decay"] > 0)

@@ -22,7 +22,8 @@ def block_matrices(model: nn.Module) -> set[str]:
     """Return the names of all matrices in the model's stacks of blocks.
 
     Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
-    Embeddings, output heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025.
+    Embeddings, output heads and norms are left to AdamW, as in section 2.2 of Liu et al. 2025, and so are biases and
+    convolutions.
     Raises UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
     """
     if distributed.is_sharded(list(model.parameters())):
@@ -47,8 +48,8 @@ class MuonWithAdamW(Optimizer):
     Both use the groups and the state of this optimizer, so its learning rates, its state dict and its hooks work as in
     any optimizer. A group that Muon updates has the key "momentum", and a group that AdamW updates has the key "betas".
 
-    Differs: the query, key and value projections of an attention are orthogonalised as one matrix (3C, C), as the
-    attention stores them; Jordan et al. recommend orthogonalising them separately.
+    Differs: the query, key and value projections of an attention module are orthogonalised as one matrix
+    (3 * inner_width, width), as the module stores them. Jordan et al. recommend orthogonalising the three separately.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class OptimizerOptions:
 
     name: Literal["adamw", "adam", "sgd", "muon"]  # muon: Muon for the matrices of blocks, AdamW for the rest
     lr: PositiveFloat
-    weight_decay: NonNegativeFloat  # decoupled in adamw and muon; in adam and sgd, added to the gradient
+    weight_decay: NonNegativeFloat  # decoupled in adamw and muon; in adam and sgd, an L2 penalty
     decay_norms: bool  # whether weight decay also applies to vectors (norms, biases) and to OptionalModel.undecayed
     betas: tuple[Fraction, Fraction]  # of adamw and adam, and of AdamW in muon
     eps: PositiveFloat  # of the same optimizers
@@ -95,7 +95,10 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def can_skip_update(optimizer: Optimizer) -> bool:
-    """Whether `optimizer` skips an update if its attribute `found_inf` is 1: all fused ones do, except for Muon's."""
+    """Whether `optimizer` skips an update if its attribute `found_inf` is 1.
+
+    PyTorch's fused optimizers do. `MuonWithAdamW` does not, even if its AdamW is fused.
+    """
     return all(group.get("fused") and "muon" not in group for group in optimizer.param_groups)
 
 
@@ -119,7 +122,7 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """Return the optimizer's state by parameter name.
 
-    It can be restored into an optimizer with other parameter groups, on another device, fused or not.
+    This state can be restored into an optimizer with other parameter groups, on another device, fused or not.
     """
     named = _named_parameters(optimizer)
     return {name: distributed.full_tensors(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
@@ -130,9 +133,9 @@ def refuse_incomplete(
 ) -> None:
     """Raise UserError when `saved`, the optimizer state in the file `path`, lacks entries or has non-float tensors.
 
-    Without this check, missing moments would silently start again from zero. `saved` may lack parameters, because a
-    parameter that was never updated has no state. `may_be_empty` is whether `saved` may be empty, which it is for an
-    optimizer that keeps no state (SGD without momentum).
+    Without this check, a run could resume with moments that silently start again from zero. `saved` may lack
+    parameters, because a parameter that was never updated has no state. `may_be_empty` states whether `saved` may lack
+    all parameters. That is the case if SGD without momentum wrote `saved`, because it keeps no state.
     """
     keys = {name: _state_keys(group) for group in optimizer.param_groups for name in group["param_names"]}
     missing = next((f"{k} of {name}" for name, v in saved.items() for k in keys.get(name, ()) if k not in v), None)
@@ -223,8 +226,9 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
 
 
 def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
-    """Map the prefixes of each layer's parameter names to the number of layers after it; empty without layer decay.
+    """Map each prefix of a layer's parameter names to the number of layers after that layer.
 
+    The result is empty if `layer_decay` is 1, because all layers then have the same rate.
     `OptionalModel.layers` lists the prefixes of each layer, from the input to the output of the model.
     """
     if options.layer_decay == 1:
@@ -268,8 +272,9 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
     """Return the factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
 
-    The warm-up is linear. In its update n (counted from 1), the factor is start + (1 - start) * n / warmup, so it is
-    above `start` in the first update and 1 in the last. With noam, it rises from 0 to 1 / sqrt(width * warmup).
+    The warm-up is linear. In its update n (counted from 1), the factor is start + (1 - start) * n / warmup, which is 1
+    in the last update of the warm-up. With noam, the factor is instead proportional to n during the warm-up, and
+    1 / sqrt(width * warmup) in its last update.
     """
     warmup, number = warm_up(options, steps), step + 1
     if options.name == "noam":  # equation 3 of Vaswani et al. 2017, with updates counted from 1
@@ -296,6 +301,7 @@ def warm_up(options: ScheduleOptions, steps: int) -> int:
 def peak_rate_factor(options: ScheduleOptions, steps: int) -> float:
     """Return the largest `rate_factor` of a run of `steps` steps.
 
-    It is that of the last update of the warm-up or, if there is no warm-up, of the first update.
+    It is that of the last update of the warm-up or, if there is no warm-up, of the first update. If the run ends during
+    the warm-up, it is that of the run's last update.
     """
     return rate_factor(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)

@@ -18,11 +18,11 @@ from common.train.assembly import Components
 
 
 def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[str, Any]:
-    """Return the entries of evaluate.py's results.json that are not metrics; paths are absolute.
+    """Return the entries of evaluate.py's results.json that are not metrics.
 
-    "weights" describes the step of the checkpoint and whether its weights are averaged. "files" holds the paths in the
-    config's section `data`. "digests" holds digests of the content of `split`, which identify the same data under other
-    paths.
+    "checkpoint" is the absolute path of the weights' file. "weights" describes the weights: for a checkpoint of this
+    program, its step and whether the weights are averaged. "files" holds the absolute paths in the config's section
+    `data`. "digests" holds digests of the content of `split`, which identify the same data under other paths.
     """
     weights, *lines = parts.weights_line.removeprefix("weights").strip().splitlines()
     notes = [line.removeprefix("note").strip() for line in lines] + [*getattr(parts.task, "evaluation_notes", list)()]

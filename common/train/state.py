@@ -25,7 +25,10 @@ from common.weights import values
 
 @dataclass(kw_only=True)
 class Run:
-    """The objects of a training run (task, data, model and options), and its progress."""
+    """The objects of a training run (task, data, model and options), and its progress.
+
+    The goal is the metric on val that selects the best checkpoint (`common.task.Goal`).
+    """
 
     task: Task
     data: Data
@@ -43,7 +46,7 @@ class Run:
     # This rank's sums of the loss, its parts and the gradient norm over the steps since the last log line.
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed_steps: int = 0  # number of steps in `sums`
-    alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
+    alarms: list[str] = field(default_factory=list)  # the warnings of `Task.alarms` so far; each is logged once
     evaluation_lost: bool = False  # whether resuming removed the evaluation after step `step` from the log
 
     @property
@@ -90,7 +93,10 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
 
 
 def _per_micro_batch(run: Run) -> list[str]:
-    """Return a line that names the parts of model and task that depend on micro-batches; no line if there are none."""
+    """Return a list with one line that names the modules and loss terms that depend on the split into micro-batches.
+
+    The list is empty if there are no such modules and loss terms.
+    """
     layers = sum(isinstance(module, _BatchNorm) and module.training for module in run.model.modules())
     names = [f"BatchNorm ({layers} {'layer' if layers == 1 else 'layers'})"] if layers else []
     names += [name for part in (run.model, run.task) for name in getattr(part, "per_micro_batch", ())]
@@ -127,8 +133,8 @@ def checkpoint_content(
 ) -> dict[str, Any]:
     """Return the content of a checkpoint, in plain types and tensors. This is a collective: all ranks must call it.
 
-    First copies the model's buffers from rank 0 to all ranks. `line_counts` are the numbers of lines in the log's files
-    (`Log.line_counts`).
+    The model's persistent buffers are first copied from rank 0 to all ranks. `line_counts` are the numbers of lines in
+    the log's files (`Log.line_counts`).
     """
     distributed.broadcast_buffers(run.model)
     return {
@@ -157,7 +163,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
 
     A run without a checkpoint starts at step 0. Config, model and data are checked before the run or its log is
     changed. Raises UserError when the checkpoint is of another run or other data, when ranks find different
-    checkpoints, or when checkpoints were written but none is left.
+    checkpoints, when all checkpoints are damaged, or when checkpoints were written but none is left.
     """
     latest = folder.latest(log.warning, lambda path, content: _refuse_other_run(run, stepper, path, content))
     step = latest[1]["step"] if latest else 0
@@ -190,7 +196,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     if content["scaler"]:  # empty unless the precision is fp16
         stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
-    if average is not None:  # if the file has no average, one starts from its weights
+    if average is not None:  # if the file has no average, the average starts from the file's weights
         average.load_state_dict(content["average"] or {"updates": 0, "weights": content["model"]})
 
 
@@ -207,7 +213,11 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint is of another config or model than the run, or lacks what resuming needs."""
+    """Raise UserError when a checkpoint is of another config or model than the run, or lacks what resuming needs.
+
+    Config keys that may change on resuming are not compared. Also raises UserError when the step in the file's name is
+    not the step in its content.
+    """
     if mistake := resume_mistake(content):
         raise UserError(f"{path} cannot be resumed from: {mistake}; start a new run with checkpoint={path}.")
     if int(path.stem.rpartition("_")[2]) != content["step"]:
@@ -233,7 +243,10 @@ def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:
-    """Raise UserError when a checkpoint's weights differ from the model's in names, shapes or kinds of numbers."""
+    """Raise UserError when a checkpoint's weights differ from the model's in names, shapes or kinds of numbers.
+
+    `values.refuse_other_kinds` compares the kinds of numbers.
+    """
     stored = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
     if name := next((name for name in {**stored, **ours} if stored.get(name) != ours.get(name)), None):
@@ -248,7 +261,7 @@ def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None
 def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> list[str]:
     """Raise UserError when the run's data differ from those of the checkpoint, unless `allowed` permits the change.
 
-    `allowed` are the keys of allow_changes. Returns a description of each permitted change.
+    `allowed` is the list of keys in the config's `allow_changes`. Returns a description of each permitted change.
     """
     sections = {key.split(".")[0] for key in allowed}
     changed = data_identity.changes(content.get("fingerprints") or {}, run.fingerprints)
@@ -268,7 +281,7 @@ def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: l
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
-    """Return the best scores and their steps, best first.
+    """Return the best scores in a checkpoint's `content` and their steps, best first.
 
     Files of earlier versions may hold undefined scores. Files from before 2026-11-21 hold only the best score, without
     its step; step 0 then stands for the unknown step.
@@ -278,9 +291,10 @@ def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
 
 
 def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return this rank's sums since the last log line.
+    """Return the part of a checkpoint's sums (`Run.sums`) with which this rank continues.
 
-    If the number of ranks has changed, rank 0 gets the sums of all former ranks, and the other ranks get none.
+    These are the rank's own sums. But if the number of ranks has changed, rank 0 gets the sums over all former ranks,
+    and the other ranks get none.
     """
     sums = content.get("windows") or [{name: torch.as_tensor(value) for name, value in content["window"].items()}]
     if len(sums) == distributed.world_size():
@@ -291,7 +305,8 @@ def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
 def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
     """Add a step's `parts` to the run's sums.
 
-    The sums stay on the device, because copying a value to the host would wait until the device has finished the step.
+    `parts` holds the loss, its parts and the gradient norm by name. The sums stay on the device, because copying a
+    value to the host would wait until the device has finished the step.
     """
     for name, value in parts.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
@@ -301,7 +316,7 @@ def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
 def take_means(run: Run) -> dict[str, float]:
     """Return the mean of each part over the steps since the last log line, and reset the sums.
 
-    The value of a step is the sum over all ranks, so this is a collective: all ranks must call it.
+    A part's value in one step is the sum of the values of all ranks, so this is a collective: all ranks must call it.
     """
     shares = distributed.gather({name: value.cpu() for name, value in run.sums.items()})
     means = {f"train/{name}": value / run.summed_steps for name, value in _total(shares).items()}

@@ -1,7 +1,7 @@
 """Take one optimizer step.
 
-Without dropout, its result does not depend, up to rounding, on how the batch is split into micro-batches and over
-ranks.
+Its result does not depend, up to rounding, on how the batch is split into micro-batches and over ranks. The exceptions
+are dropout of any kind, BatchNorm, and the modules and loss terms named in `per_micro_batch` (common/task.py).
 """
 
 from collections.abc import Callable
@@ -60,8 +60,9 @@ class Stepper:
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Take optimizer step `number`; returns this rank's share of the loss, of its parts and of the gradient norm.
 
-        The values of the step are the sums of these shares over ranks. Normalisers are summed over micro-batches and
-        ranks before the first backward pass, so the gradients of micro-batches and ranks only have to be summed.
+        The values of the step are the sums of these shares over ranks. The normalisers, which are the divisors of the
+        loss terms (`Task.normalisers`), are summed over all micro-batches and ranks before the first forward pass. The
+        gradients of micro-batches and ranks therefore only have to be summed.
 
         If the loss or the gradient norm is not finite, the weights are not updated and all ranks raise UserError. An
         fp16 overflow of the gradient instead skips the update and halves the loss scale; the error is raised when
@@ -91,13 +92,16 @@ class Stepper:
         return {**parts, "gradient_norm": norm / distributed.world_size()}  # the log sums over ranks
 
     def check_last_step(self) -> None:
-        """Wait for the device; raise UserError if the last step was skipped because of a value that is not finite."""
+        """Wait for the device; raise UserError if it skipped the last step.
+
+        It skips a step whose loss or gradient norm is not finite. If `deferred` is False, there is nothing to check.
+        """
         check, self._last = self._last, None
         if check is not None and not self._is_finite(check):
             self._refuse(check)
 
     def _update(self, parts: dict[str, Tensor], real: list[Batch], number: int) -> Tensor:
-        """Clip and apply the gradients if they are finite; returns their norm before clipping."""
+        """Clip the gradients, and apply them if loss and gradient norm are finite; returns the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm: Tensor = distributed.full_tensors(
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
@@ -136,7 +140,7 @@ class Stepper:
         return bool(check.finite.all())
 
     def _refuse(self, check: _FiniteCheck) -> None:
-        """Count an fp16 overflow of the gradient, or raise UserError for a step that is not finite.
+        """Count an fp16 overflow of the gradient, or raise UserError for a loss or gradient norm that is not finite.
 
         The error is raised if the precision is not fp16, if the loss itself is not finite, or at the last of
         `MAX_CONSECUTIVE_OVERFLOWS` overflows in a row.
@@ -159,8 +163,8 @@ class Stepper:
 class _Loss(nn.Module):
     """A module that computes the task's loss in `forward`.
 
-    DDP synchronises gradients only if its `forward` is called. DDP wraps this module instead of the model, so the loss
-    may call any method of the model.
+    DDP synchronises gradients only if the forward pass goes through the `forward` of the module that it wraps. The
+    task's loss may call other methods of the model. Therefore DDP wraps this module instead of the model.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
@@ -175,9 +179,10 @@ class _Loss(nn.Module):
 def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
     """Clone each gradient that shares its memory with the gradient of another parameter.
 
-    If the forward pass only adds two parameters, such as a token and its position, a compiled backward pass returns one
-    buffer as the gradient of both (torch 2.15). Without the clone, adding the next micro-batch, or clipping, would
-    change this buffer twice.
+    If the model uses two parameters only in their sum, such as a learned token and its position embedding, their
+    gradients are equal, and a compiled backward pass returns one buffer for both (torch 2.15). Without the clone, each
+    operation on the gradients, such as clipping or adding those of the next micro-batch, would change this buffer
+    twice.
     """
     addresses: set[int] = set()
     for parameter in parameters:
@@ -188,7 +193,10 @@ def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
-    """Sum the normalisers in float64 over a step's micro-batches and all ranks; a sum of zero is replaced by one."""
+    """Sum the normalisers in float64 over a step's micro-batches and all ranks; a sum of zero is replaced by one.
+
+    The normalisers are the divisors of the loss terms by name (`Task.normalisers`).
+    """
     normalisers = getattr(task, "sizes", None) or task.normalisers
     sums: dict[str, float] = {}
     for of_rank in distributed.gather([normalisers(batch) for batch in micro_batches]):

@@ -37,8 +37,8 @@ from common.train.step import Stepper
 from common.types import Count, Fraction, Positive, PositiveFloat, Range
 
 TRIAL_BATCHES = 2  # evaluated before the first step, so that errors in evaluation appear at once
-FIRST_ALARM_STEP = 300  # no alarm before this step, since every model's answers look broken early in training
-PICTURES = 8  # validation samples shown in the loggers
+FIRST_ALARM_STEP = 300  # no warnings of `Task.alarms` before this step: early in training, all answers look broken
+PICTURES = 8  # number of validation samples whose answers the loggers show
 
 
 @dataclass
@@ -96,11 +96,13 @@ class Trainer:
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
         """Train `run` to its end; returns the goal's best value on val and all metrics of test, by name.
 
-        If `average_last` is above 0, the entry "weights" describes the weights that were tested.
+        The goal is the metric that selects the best checkpoint. If `average_last` is above 0, the result also has the
+        entry "weights", which describes the weights that were tested. See `final.final_numbers`.
 
         Raises UserError when a loss or gradient is not finite, a sample cannot be read, the last checkpoint cannot be
-        written, or `patience` is set without a val split. After a signal during a step, writes a checkpoint and raises
-        Stopped; a signal during an evaluation raises Stopped without another checkpoint.
+        written, or `patience` is set without a val split. After a signal during a step, the run completes the step,
+        writes a checkpoint and raises Stopped. After a signal during an evaluation, it raises Stopped without another
+        checkpoint.
 
         With `resume`, the run continues from its last checkpoint. The result is then bit for bit that of an
         uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the seed, the step and
@@ -213,7 +215,7 @@ class Trainer:
         )
 
     def _save(self, run: Run, context: _Context, regular: bool) -> str | None:
-        """Write a checkpoint. If the disk is full or read-only, warn and return the reason; otherwise return None.
+        """Write a checkpoint. If it cannot be written, warn and return the reason; otherwise return None.
 
         `regular` is False for a checkpoint that is written only because the run stops.
         """
@@ -273,7 +275,10 @@ class Trainer:
                 return
 
     def _validate(self, run: Run, context: _Context) -> None:
-        """Evaluate val, rank the checkpoint of this step, and log metrics, pictures of some answers and new alarms."""
+        """Evaluate val, rank this step's checkpoint, and log metrics, pictures of some answers and new warnings.
+
+        The warnings are those of `Task.alarms`. Without a val split, this does nothing.
+        """
         if not run.data.count("val"):
             return
         first: list[tuple[Batch, list[Answer]]] = []
@@ -285,7 +290,7 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        improved = run.task.goal.better(score, run.best)  # counts even if this checkpoint could not be written
+        improved = run.task.goal.better(score, run.best)  # counts even if the checkpoint was not written
         run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
         self._rank(run, context, score)
         self._show_best(run, context.log)
@@ -299,7 +304,7 @@ class Trainer:
                 run.alarms.append(alarm)
 
     def _show_best(self, run: Run, log: Log) -> None:
-        """Show the goal's best value so far in the log, with its step if that is known (step 0 means unknown)."""
+        """Let the log's lines about training show the goal's best value, and its step if known (0 means unknown)."""
         if run.ranking:
             value, step = run.ranking[0]
             log.show_best(f"best val/{run.task.goal.name} {value:.4g}" + (f" at step {step}" if step else ""))

@@ -1,4 +1,4 @@
-"""Load a backbone's weights: those that torchvision publishes, or a file of torchvision or of official DETR."""
+"""Load a backbone's weights from torchvision, or from a file of torchvision, of official DETR or of our detectors."""
 
 import sys
 from pathlib import Path
@@ -16,9 +16,9 @@ from common.weights.unwrapping import unwrap
 def load_weights(backbone: Backbone, options: BackboneOptions) -> list[str]:
     """Load weights into `backbone`: torchvision's ImageNet weights, or a file that `options.weights` names.
 
-    The file has the tensor names of torchvision, of official DETR or of our detectors. Returns a list with a warning if
-    some values are not finite; otherwise it is empty. Raises UserError when the weights cannot be downloaded, or when a
-    tensor is missing or has another shape or kind of numbers.
+    The file has the tensor names of torchvision, of official DETR or of our detectors. `options.weights` must not be
+    "none". Returns a list with one warning if some values are not finite, otherwise an empty list. Raises UserError
+    when the weights cannot be downloaded or read, or when a tensor is missing or has another shape or kind of numbers.
     """
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)

@@ -11,7 +11,7 @@ from common.files import download
 class Source(NamedTuple):
     """A checkpoint's file, and its title for the log.
 
-    The title is the path. For published weights, their name, publisher and licence come before the path.
+    The title is the path or, for published weights, their name, publisher and licence, followed by the path.
     """
 
     path: Path
@@ -21,9 +21,10 @@ class Source(NamedTuple):
 def locate(config: dict[str, Any]) -> Source:
     """Return the file that the config's `checkpoint` names, by its path or by the name of published weights.
 
-    Files of published weights are downloaded to the config's `cache_dir` unless they are there already. A file is
-    verified if configs/weights.yaml states its hash. Raises UserError when a file cannot be downloaded or has another
-    hash, or when `checkpoint` is a word that is neither a file nor a name in configs/weights.yaml.
+    Files of published weights are downloaded to a folder in the config's `cache_dir` unless they are there already.
+    Such a file is verified if configs/weights.yaml states its hash. Raises UserError when a file cannot be downloaded
+    or has another hash, or when `checkpoint` is a word (letters, digits and _) that is neither a path that exists nor a
+    name in configs/weights.yaml.
     """
     weights = published.find(config["checkpoint"])
     if weights is None:

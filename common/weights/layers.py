@@ -1,4 +1,7 @@
-"""Rows that several rename tables (see renaming.py) share: for torch.nn's Transformer layers and for ResNets."""
+"""Rows that several rename tables share: for torch.nn's Transformer layers and for ResNets.
+
+A row is a pair (their name, our name); see renaming.py.
+"""
 
 # The tensor names of torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, which official DETR uses, too.
 TORCH_ENCODER_LAYER = (

@@ -22,13 +22,14 @@ BESIDE_THE_MODEL = ("criterion",)  # first words of the names of tensors that a 
 def unwrap(
     content: dict[str, Any], wrappers: Sequence[str], expected: str, attributes: Sequence[str] = ("net",)
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a file's tensors, and the keys of what is left out.
-
-    Other sets of weights are left out, and so are entries among the tensors that are not tensors.
+    """Return a file's tensors, and the keys of other sets of weights and of entries that are not tensors.
 
     The tensors are looked up under the keys `wrappers` and COMMON_WRAPPERS of `content`; the first of these keys that
     holds tensors is used. If none does, the tensors in `content` itself are used or, if there are none either, those
     one level deeper: content[key][key2], where both keys are among the ones above.
+
+    The second result lists what is left out: the other keys above that hold tensors, and the entries beside the
+    returned tensors that are not tensors.
 
     Prefixes of DataParallel and torch.compile are removed from the names. A LightningModule keeps the model in an
     attribute, so all names of the model begin with the attribute's name. If this name is one of `attributes`, it is
@@ -56,7 +57,11 @@ def unwrap(
 
 
 def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) -> dict[str, Tensor]:
-    """Remove the first word of all names if it is the same in all names of the model and is one of `attributes`."""
+    """Remove the first word of all names if it is the same in all names of the model and is one of `attributes`.
+
+    This is repeated with the shorter names. A word is a part of a name between dots. Names whose first word is in
+    BESIDE_THE_MODEL do not belong to the model, and are not shortened.
+    """
     words = {name.split(".")[0] for name in tensors} - set(BESIDE_THE_MODEL)
     if len(words) != 1 or not words <= set(attributes):
         return tensors
@@ -68,7 +73,7 @@ def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], lis
     """Select raw or averaged weights in the content of another program's file; `kind` is the value of weights=.
 
     Returns the content and notes for the user. With "ema", the moving average is returned under the key "model", and
-    all other weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, and
+    all other weights are removed. With "raw", all averages are removed. With "auto", the content stays as it is, and
     `unwrap` chooses later; if the file holds both an average and other weights, a note says so. Raises UserError if the
     file does not hold the requested kind.
     """

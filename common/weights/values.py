@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-MAX_NAMES = 3
+MAX_NAMES = 3  # maximum number of tensors that the note names; it also counts the others
 
 
 def refuse_other_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError if a tensor has another kind of numbers (boolean, integer, float, complex) than in the model.
+    """Raise UserError if a tensor has another kind of numbers than the model's tensor of the same name.
 
-    Without this check, copying the tensors into the model would silently convert integers to floats, for example.
-    Floats may have any precision. The model's integers are counters; in the file they may be any real numbers.
+    Without this check, copying the tensors into the model would silently convert integers to floats, for example. Where
+    the model has floats, `tensors` must have floats of any precision. Where the model has complex numbers, they must
+    have complex numbers. Where the model has integers (counters) or booleans, they may have any real numbers.
     """
     for name, ours in model.state_dict().items():
         theirs = tensors.get(name)
@@ -28,7 +29,10 @@ def refuse_other_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
 
 
 def non_finite_note(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return a list with one sentence that names tensors with NaN or infinite values; empty if all are finite."""
+    """Return a list with one sentence that names floating-point tensors with NaN or infinite values.
+
+    The list is empty if there are no such tensors.
+    """
     names = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if not names:
         return []

@@ -1,7 +1,8 @@
 """What a detection loss compares: the outputs of a detector's layers, the objects of a batch, and the matched pairs.
 
-In shapes, L is the number of layers, B of images, R of output rows of an image (Q for queries), K of classes, and T of
-objects in the batch. An output row is one prediction of a layer: logits and a box.
+In shapes, L is the number of layers, B of images, R of output rows of an image (Q if the rows are queries), K of
+classes, and T of objects in the batch. An output row is one prediction of a layer: logits and a box. If the images of a
+batch have different numbers of rows, padding rows make these numbers equal.
 """
 
 from collections.abc import Sequence

@@ -26,8 +26,8 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     `a` and `b` are (..., 4) xyxy in the same unit and broadcast against each other; the result is (...). NaN inputs
     give NaN, which the trainer's check of the loss reports.
 
-    Differs: A fraction of the formula counts as 0 if its divisor is an empty area. Two identical boxes without area
-    therefore have a generalised IoU of 0 with finite gradients, where official DETR gives NaN.
+    Differs: each of the formula's two fractions counts as 0 if its divisor is an empty area. Two identical boxes
+    without area therefore have a generalised IoU of 0 with finite gradients, where official DETR gives NaN.
     """
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)

@@ -1,4 +1,7 @@
-"""Bipartite matching of queries to objects (Carion et al. 2020, arXiv 2005.12872, section 3.1, equations 1 and 2)."""
+"""Bipartite matching of queries to objects (Carion et al. 2020, arXiv 2005.12872, section 3.1, equations 1 and 2).
+
+answers.py defines output rows and the letters in shapes. N is the largest number of objects in an image of the batch.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -98,8 +101,9 @@ def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Ten
 def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """Find the one-to-one assignment of output rows to objects with minimum total cost, for each layer and image.
 
-    `outputs` are (L, B, R, ...), and `targets` (T, ...) with the images concatenated. If an image has more than R
-    objects, only R of them are matched. Costs are copied to the host once, and pairs to the device once.
+    `outputs` are (L, B, R, ...), and `targets` (T, ...) with the images concatenated. If an image has more objects than
+    output rows that are not padding, the surplus objects are not matched. Costs are copied to the host once, and pairs
+    to the device once.
     """
     pairs: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):

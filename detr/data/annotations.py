@@ -33,9 +33,9 @@ def check(
 
     The content is modified in place: ids, heights and widths that are written as 64.0 become integers. If the height or
     width of an image is missing or 0, both are set to the (height, width) that `read_size` returns for the image's
-    file_name. Without `read_size`, a missing height or width is an error. The ids of annotations occur only in
-    messages, so they may be of any type, repeated or missing. If `labelled` is False, the file may lack "annotations",
-    as COCO's image_info_test-dev2017.json does.
+    file_name. Without `read_size`, a height or width that is missing or 0 is an error. The ids of annotations occur
+    only in messages, so they may be of any type, repeated or missing. If `labelled` is False, the file may lack
+    "annotations", as COCO's image_info_test-dev2017.json does.
     """
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
     for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
@@ -86,8 +86,9 @@ def complete(coco_json: CocoJson) -> CocoJson:
     """Return a copy in which each annotation has what evaluation needs: `iscrowd` as 0 or 1, and `area` as a number.
 
     A missing area is replaced by the area of the box. An unusable area (text, NaN, zero, a negative number, more than
-    MAX_AREA) is replaced by the area of the segmentation or, if the segmentation is missing or unreadable, of the box.
-    The area of a box with a side of 0 or less is 0. A JSON without "annotations" is returned unchanged.
+    MAX_AREA) is replaced by the area of the segmentation. If the segmentation is missing, unreadable or empty, the area
+    of the box is used instead. The area of a box with a side of 0 or less is 0. A JSON without "annotations" is
+    returned unchanged.
     """
     if "annotations" not in coco_json:
         return coco_json
@@ -113,7 +114,7 @@ def has_usable_area(annotation: Annotation) -> bool:
 
 
 def area(annotation: Annotation, height: int | None, width: int | None) -> float:
-    """Return the area of an annotation in square pixels, replaced as in `complete`.
+    """Return the area of an annotation in square pixels; a missing or unusable area is replaced as in `complete`.
 
     `height` and `width` are those of its image in pixels; if one of them is None, the segmentation is not used.
     """

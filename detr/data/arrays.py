@@ -170,13 +170,13 @@ def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -
 
 
 def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[str]:
-    """Return a warning if boxes (T, 4), read as x, y, width, height in pixels, look relative or like corners (xyxy).
+    """Return a list with a warning if boxes (T, 4), read as x, y, width, height in pixels, look like another format.
 
     `limits` (T, 4) holds width, height, width, height of each box's image. The boxes look relative to the image size if
-    no coordinate exceeds 1 although all sides of the images are longer than 4 pixels. The boxes look like corners if
-    two conditions hold. Read as corners, all boxes have an area and lie in their images. Read as x, y, width, height,
-    at least a tenth of the boxes extend beyond their images by more than a pixel. If the boxes look like neither, the
-    list is empty.
+    no coordinate exceeds 1 although all sides of the images are longer than 4 pixels. The boxes look like corners
+    (xyxy) if two conditions hold. Read as corners, all boxes have an area and lie in their images. Read as x, y, width,
+    height, at least a tenth of the boxes extend beyond their images by more than a pixel. If the boxes look neither
+    relative nor like corners, the list is empty.
     """
     if not len(xywh):
         return []

@@ -44,7 +44,8 @@ class Coco:
     2017, val2017 serves as `test`, because no labelled test set is published. If val has no files, its images are taken
     from train (see `val_count` and `val_share`). If test has no files, its images are taken from train, provided that
     `test_share` is above 0 and the files of train are in `root`. Which images are taken does not depend on the run's
-    seed. The classes are the categories of the train JSON, sorted by id.
+    seed. The classes are the categories of the train JSON, sorted by id. If the train JSON does not exist, another
+    split's JSON is used instead.
 
     Training targets are the boxes clipped to their image, without crowds and boxes without area; `summary` counts what
     was clipped or left out. The ground truth for evaluation keeps every annotation. The constructor opens no file. An
@@ -95,7 +96,7 @@ class Coco:
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
-        self._size_notes: dict[Split, list[str]] = {}  # notes on sizes that were missing, by the split with the files
+        self._size_notes: dict[Split, list[str]] = {}  # on sizes that were missing, by the split that has the files
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
@@ -143,7 +144,7 @@ class Coco:
         id: the id of the image in the JSON.
         file: the path of the image.
         image: uint8 (3, h, w).
-        original_size: height and width (H, W) of the image in the file.
+        original_size: height and width (H, W) of the image before augmentation, after any turning by EXIF.
         boxes: float32 (n, 4) xyxy in pixels of `image`.
         labels: int64 (n,) class indices.
 
@@ -272,7 +273,7 @@ class Coco:
     def advice(self, split: Split) -> list[str]:
         """Return warnings about the annotations of `split`, one sentence each.
 
-        The list is empty if there is no such split, or if its JSON has no annotations.
+        The list is empty if there is no such split, or if its JSON has no key "annotations".
         """
         if not self._has_split(split) or not self._arrays(split).labelled:
             return []

@@ -47,8 +47,8 @@ class Labels:
 class Converted(Coco, ABC):
     """A detection data set in another format than COCO's.
 
-    A subclass converts the annotations to COCO's JSON, in memory. Everything else is inherited from `Coco`. Category
-    ids count from 1, in the order of the classes.
+    A subclass finds the files in `root` and reads the annotations as `Labels`. This class converts the labels to COCO's
+    JSON, in memory. Everything else is inherited from `Coco`. Category ids count from 1, in the order of the classes.
 
     Args:
         classes: the names of the classes in the order of their ids; None = the names in the annotation files.
@@ -194,7 +194,7 @@ def xywh(corners: Sequence[float], first_pixel: int) -> tuple[float, float, floa
 
 
 def describe_corners(first_pixel: int) -> str:
-    """Return, as part of a note, what the corners of a box are if `first_pixel` has this value; see `xywh`."""
+    """Return, as part of a note, the meaning of a box's corners for the given `first_pixel`; see `xywh`."""
     return "first and last pixels, counted from 1" if first_pixel else "positions between pixels, counted from 0"
 
 

@@ -17,7 +17,7 @@ def cut_train(
 
     Args:
         images: the entries "images" of the train JSON.
-        shares: the fraction of the images that each split gets, selected by a hash of their file names
+        shares: the fraction of the images that each split gets. A hash of the file names selects the images
             (`common.data.splits.cut_by_name`).
         val_count: the number of images that val gets, selected at random; val's share is then ignored. None = val gets
             its share, if `shares` has one.

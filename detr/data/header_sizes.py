@@ -14,7 +14,7 @@ class HeaderSizes:
     """Reads the sizes of images in `folder`, and records the images' names for the start summary.
 
     `read` may be called in several threads. A size is that of the stored pixels or, if `exif` is "apply", that of the
-    image after its EXIF orientation is applied.
+    image after its EXIF orientation is applied. Pillow always applies the orientation of a TIFF.
     """
 
     annotations: Path  # the file or folder that lacks the sizes, for messages
@@ -54,7 +54,7 @@ class HeaderSizes:
         return size[::-1] if turned and self.exif == "apply" else size
 
     def notes(self) -> list[str]:
-        """Return notes on the sizes that were read, and on images that EXIF turns; empty if no size was read."""
+        """Return a note on the sizes that were read, and the result of `notes_on_turned`; empty if no size was read."""
         if not self.names:
             return []
         note = f"{self.annotations.name} lacks the sizes of {len(self.names)} images, which were read from their files"

@@ -16,7 +16,11 @@ LAYOUTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The files of the splits in one folder; `files` has no entry for a split without files."""
+    """The files of the splits in one folder.
+
+    `files` maps each split of the data set to its paths. The paths need not exist: for COCO 2017, `files` always has
+    train and test.
+    """
 
     name: str  # for the summary
     official: bool  # whether it is COCO 2017

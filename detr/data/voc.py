@@ -41,8 +41,9 @@ class Voc(Converted):
     If a split is given by paths, its `annotations` is a folder of XML files, or a list such as
     ImageSets/Main/trainval.txt, which names files in Annotations/ without their suffix. In a folder, images without an
     XML file and XML files without an image are left out. If a list names a missing image or XML file, UserError is
-    raised. A test split may lack all its XML files; it then has no annotations. An object marked as difficult is
-    treated as a crowd: it is no training target, and evaluation ignores detections that match it.
+    raised. There is one exception: if no image in the list of test has an XML file, test is read without annotations.
+    An object marked as difficult is treated as a crowd: it is no training target, and evaluation ignores detections
+    that match it.
 
     Args:
         classes: the names of the classes in the order of their ids; None = all names in the files, sorted.
@@ -108,7 +109,7 @@ def _lists(folder: Path) -> dict[Split, Path]:
     """Return the lists of the splits in `folder`.
 
     If there is trainval.txt but no train.txt, trainval.txt is the list of train. The list of val is then not used,
-    because trainval.txt contains it.
+    because trainval.txt contains its images.
     """
     lists = find_splits(folder, "{}.txt")
     if "train" in lists or not (folder / "trainval.txt").exists():

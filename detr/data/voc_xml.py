@@ -36,7 +36,7 @@ class VocImage(NamedTuple):
 def read(path: Path) -> VocImage:
     """Read the XML file of an image.
 
-    Invalid content raises a UserError that names the file and, if it concerns an object, the object.
+    Invalid content raises a UserError that names the file and, if the fault is in an object, the object's number.
     """
     root = _parse(path)
     if root.tag != "annotation":
