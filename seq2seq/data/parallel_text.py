@@ -15,7 +15,8 @@ from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's different source sentences, to cut as val or test
+# The share, and the maximum number, of train's different source sentences that are cut as val or test by default.
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,7 +115,10 @@ class ParallelText(SentencePairs):
         return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 
     def _amount(self, split: Split, available: int = MAX_COUNT) -> tuple[int, str]:
-        """The number of train's `available` source sentences to cut for `split`, and the key=value that decides it."""
+        """The number of source sentences to cut from train for `split`, and the key=value that decides this number.
+
+        `available` is the number of source sentences that can be cut.
+        """
         count, share = {"val": (self.val_count, self.val_share), "test": (self.test_count, self.test_share)}[split]
         if count is None:
             share, longest = (DEFAULT_SHARE, MAX_DEFAULT_COUNT) if share is None else (share, available)
