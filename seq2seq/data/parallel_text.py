@@ -25,10 +25,11 @@ class ParallelText(SentencePairs):
 
     In the folder `root`, each split has one file per language or one file of pairs (see `layouts.find_files`). If paths
     are given for a split, they take precedence over the folder. A val or test split without files is cut from train:
-    `val_count` (`test_count`) different source sentences are selected, each with its first pair that has no empty side.
-    Further pairs with these source sentences are left out of train. Source sentences that also occur in the files of
-    val or test are not selected. Therefore, a selected sentence is in one split only. The selection depends only on the
-    sentences and on how many are selected, not on the run's seed. The selection of test does not depend on that of val.
+    `val_count` (`test_count`) different source sentences are selected. For each of them, the first pair without an
+    empty side is moved to the split, and further pairs are left out of train. Source sentences that also occur in the
+    files of val or test are not selected. Therefore, a selected sentence is in one split only. The selection depends
+    only on the sentences and on how many are selected, not on the run's seed. The selection of test does not depend on
+    that of val.
 
     The constructor opens no file. A mistake in a file raises UserError when its split is first used.
 

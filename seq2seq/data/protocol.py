@@ -28,5 +28,6 @@ class TextData(Data, Protocol):
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
         """Make a sample of a user's sentence of any length and, optionally, its translation.
 
-        The sample has the keys of `SentencePairs.sample`, but without a translation no `target` and no `target_text`.
+        The sample has the keys that `SentencePairs.sample` lists. Without a translation, it lacks `target` and
+        `target_text`.
         """

@@ -85,10 +85,10 @@ def _visible_character(c: str) -> str:
 def _heads(
     heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """Draw the map of each head under its name, in rows beside the large map.
+    """Draw a small map of each head, with the head's name above it, in rows beside the large map.
 
     The upper left corner of the first head's name is at (`x`, `y`). `height` is the height of the large map. Returns
-    the SVG elements, and the right and the lower edge of these maps, in pixels.
+    the SVG elements, and the right and the lower edge of the small maps, in pixels.
     """
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP

@@ -38,7 +38,7 @@ UNSUPPORTED = (
 
 
 def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
-    """Convert another program's weights to our names; for a Marian, also read the tokenizers in `folder`, if any.
+    """Convert another program's weights to our names; for Marian, also read the tokenizers in `folder`, if any.
 
     `content` is the file's content: the weights, or a dict with the weights under a key such as "model" or
     "state_dict". `folder` is the file's folder; with None, no tokenizers are read. Raises UserError for an unsupported

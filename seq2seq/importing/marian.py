@@ -35,7 +35,7 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import ForeignSpecialIds
 
-METADATA_FILE = "triptych.json"  # a file in an export's folder, by which import restores exactly the exported model
+METADATA_FILE = "triptych.json"  # a file in an export's folder; with it, import restores exactly the exported model
 FORMAT = "triptych-marian-1"  # the value of "format" in this file
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
@@ -43,7 +43,8 @@ EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder
 # The largest accepted difference of a file's sines from ours. Rounding a sine to fp16 changes it by at most 5e-4, and
 # rounding a large angle changes its sine by less. Sines in another layout differ by more than 1.
 SINE_TOLERANCE = 2e-3
-# By pattern of a tensor's name: the axis with the channels of the residual stream. Other tensors have no such axis.
+# Patterns of tensor names, each with the axis of these tensors that holds the channels of the residual stream. Tensors
+# with other names have no such axis.
 STREAM_AXES = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),

@@ -74,7 +74,7 @@ class Transformer(nn.Module):
     value projections, and N(0, 1/width) for embeddings and the output.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # have a row for each entry
+    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # with a row per vocabulary entry
 
     def __init__(
         self,

@@ -223,9 +223,10 @@ def _with_space(text: str) -> str:
 
 
 def _characters(texts: Iterable[str], coverage: float) -> list[str]:
-    """Return the space and the most frequent characters, sorted; together they cover at least `coverage` of the texts.
+    """Return the space and the most frequent characters, sorted.
 
-    Characters that represent bytes or special entries are left out.
+    They are as many as are needed to make up the fraction `coverage` of the texts. Characters that represent bytes or
+    special entries are then left out.
     """
     counts: Counter[str] = Counter()
     for text in texts:

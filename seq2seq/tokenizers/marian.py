@@ -223,8 +223,8 @@ def tokenizer_states(
 ) -> list[str]:
     """Return the states of the source tokenizer and of the target tokenizer in `folder`, as JSON texts.
 
-    `vocabularies` are the ids of their pieces in Marian's numbering. `row_orders` are, for source and target, the id in
-    Marian's numbering of each row of our embeddings. The entries of a state are in the order of our rows.
+    `vocabularies` map the pieces of source and of target to Marian's ids. `row_orders` hold, for source and for target,
+    Marian's id of each row of our embeddings. The entries of a state are in the order of our rows.
     """
     states = []
     for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):

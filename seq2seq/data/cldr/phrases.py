@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     category: str
     source: str  # the text in the source locale
     target: str
-    is_name: bool  # whether it is a single name, such as that of a country; single names are only in train
+    is_name: bool  # whether the phrase is a single name, such as a country's; single names are only in train
 
 
 class SampledSplits(NamedTuple):
