@@ -48,7 +48,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             task_state = read_record(state_file) if state_file.exists() else {}  # runs of the first version lack it
             # All ranks take the precision and the data's config of rank 0. A resumed run keeps the precision that
             # trainer.precision=auto resolved to at its start, and the sizes of val and test that were cut from train.
-            # Only rank 0 has read these from the run's folder.
+            # Only rank 0 has read these values from the run's folder.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)

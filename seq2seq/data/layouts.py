@@ -8,17 +8,17 @@ from common.errors import UserError
 from common.types import SPLITS, Split
 
 # The file names of each split, without endings, in upper or lower case. If a folder has files with several names of one
-# split, only those with the first of these names are read. The languages may follow the name, as in train.de-en.de
-# (Moses, fairseq).
+# split, only the files with the name that comes first in this table are read. The languages may follow the name, as in
+# train.de-en.de (Moses, fairseq).
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "eval"),
 }
-HELD_OUT = ("dev", "val", "test")  # a file with one of these words in its name is not guessed to be train
+HELD_OUT = ("dev", "val", "test")  # a file whose name contains one of these is not guessed to be train
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 PAIRS = "tsv"  # the ending of a file of sentence pairs
-MAX_NAMES = 5  # of files that a message lists
+MAX_NAMES = 5  # maximum number of file names that a message lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,11 @@ def find_files(root: str, source: str, target: str) -> TextFolder:
     """Find the files of each split in the folder `root`, for translation from `source` to `target`.
 
     If no file has a name of train, train is guessed: it is the only pair of files, or .tsv file, without dev, val or
-    test in its name. Raises UserError if `root` is not a folder, if `source` equals `target`, if a split has the file
-    of only one language and no .tsv file, if the name of a .tsv file has the languages in reverse order, or if train
-    has to be guessed and several files could be train.
+    test in its name.
+
+    Raises UserError if `root` is not a folder, or if `source` equals `target`. Also raises UserError if a split has the
+    file of only one language and no .tsv file, if the name of the .tsv file to be read has the languages in reverse
+    order, or if train has to be guessed and several files could be train.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -141,7 +143,7 @@ def _files_of(folder: Path, stem: str, names: dict[str, str], source: str, targe
 def _only_pair(folder: Path, stems: dict[str, dict[str, str]], source: str, target: str) -> dict[Split, Files]:
     """Guess train: the only pair of files, or .tsv file, without dev, val or test in its name; empty if there is none.
 
-    Raises UserError if there are several.
+    Raises UserError if there are several, or if the name of the .tsv file has the languages in reverse order.
     """
     complete = [stem for stem, names in stems.items() if {source, target} <= names.keys() or PAIRS in names]
     complete = [stem for stem in complete if not any(name in stem.lower() for name in HELD_OUT)]

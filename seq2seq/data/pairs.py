@@ -57,9 +57,9 @@ class EncodedCorpus:
 class SentencePairs(ABC):
     """Pairs of sentences in two languages. A subclass defines how its splits are loaded.
 
-    Tokenizers are trained on the split train only, unless `use` sets those of a checkpoint. In train, pairs with an
-    empty side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`).
-    In val and test, no pair is left out or truncated.
+    Tokenizers are trained on the split train only, unless `use` sets those of a checkpoint. The source and the target
+    of a pair are its sides. In train, pairs with an empty side are left out, and pairs with a side of more than
+    `longest` tokens are truncated or left out (`too_long`). In val and test, no pair is left out or truncated.
 
     A subclass is a dataclass whose fields are further config keys; it checks them in `__post_init__`.
 
@@ -68,7 +68,7 @@ class SentencePairs(ABC):
         target: the language to translate to. It also decides how BLEU divides translations into tokens.
         tokenizer: options of the tokenizers.
         longest: maximum number of tokens, including EOS, of a side of a training pair.
-        too_long: "truncate" a longer side, or "skip" its pair.
+        too_long: how a longer side is treated: "truncate" cuts it to `longest` tokens, "skip" leaves out its pair.
         batch_size: maximum size of the batch of one optimizer step, in padded tokens: the number of pairs times the
             number of tokens of the longest side.
     """
@@ -158,7 +158,10 @@ class SentencePairs(ABC):
         return f"line {corpus.source.number(index)} of {corpus.origin}"
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """A digest of all sentences of each language, in the split's order, including those that train leaves out."""
+        """A digest of all sentences of each language, in the split's order.
+
+        Sentences of train's pairs that are left out as empty or too long are included.
+        """
         corpus = self._corpus(split)
         sides = {f"{self.source} sentences": corpus.source, f"{self.target} sentences": corpus.target}
         return {name: fingerprints.digest(f"{line}\n".encode() for line in lines) for name, lines in sides.items()}
@@ -179,7 +182,7 @@ class SentencePairs(ABC):
 
         The batch has ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, it
         also has target_in and target_out, int64 (B, T), target_lengths (B,) and target_texts. A row of target_out is a
-        target that ends with EOS. A row of target_in begins with BOS instead, and lacks EOS.
+        target that ends with EOS. A row of target_in is the same target with BOS before it and without EOS.
         """
         source, lengths = _padded([sample["source"] for sample in samples])
         batch: Batch = {
@@ -220,7 +223,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split that are used. Train is encoded for this, to find the pairs that are too long."""
+        """The pairs of a split that are used. To find train's pairs that are too long, train is encoded."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:
@@ -278,7 +281,8 @@ class SentencePairs(ABC):
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
         """Encode both sides of all pairs; returns the ids of each side, and notes.
 
-        The notes are those of `corpus` and, for each side, the number of sentences that normalisation changes.
+        The notes are those of `corpus` and, for each side whose tokenizer normalises or lowercases text, the number of
+        sentences that this changes.
         """
         notes, rows = list(corpus.notes), []
         sides = (self.source, corpus.source), (self.target, corpus.target)

@@ -15,7 +15,8 @@ from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's different source sentences, to cut as val or test
+# The share, and the maximum number, of train's different source sentences that are cut as val or test by default.
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,10 +25,11 @@ class ParallelText(SentencePairs):
 
     In the folder `root`, each split has one file per language or one file of pairs (see `layouts.find_files`). If paths
     are given for a split, they take precedence over the folder. A val or test split without files is cut from train:
-    `val_count` (`test_count`) different source sentences are selected, each with its first pair that has no empty side.
-    Further pairs with these source sentences are left out of train. Source sentences that also occur in the files of
-    val or test are not selected. Therefore, a selected sentence is in one split only. The selection depends only on the
-    sentences and on how many are selected, not on the run's seed. The selection of test does not depend on that of val.
+    `val_count` (`test_count`) different source sentences are selected. For each of them, the first pair without an
+    empty side is moved to the split, and further pairs are left out of train. Source sentences that also occur in the
+    files of val or test are not selected. Therefore, a selected sentence is in one split only. The selection depends
+    only on the sentences and on how many are selected, not on the run's seed. The selection of test does not depend on
+    that of val.
 
     The constructor opens no file. A mistake in a file raises UserError when its split is first used.
 
@@ -114,7 +116,10 @@ class ParallelText(SentencePairs):
         return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 
     def _amount(self, split: Split, available: int = MAX_COUNT) -> tuple[int, str]:
-        """The number of train's `available` source sentences to cut for `split`, and the key=value that decides it."""
+        """The number of source sentences to cut from train for `split`, and the key=value that decides this number.
+
+        `available` is the number of source sentences that can be cut.
+        """
         count, share = {"val": (self.val_count, self.val_share), "test": (self.test_count, self.test_share)}[split]
         if count is None:
             share, longest = (DEFAULT_SHARE, MAX_DEFAULT_COUNT) if share is None else (share, available)

@@ -26,7 +26,8 @@ class TextData(Data, Protocol):
         """The category of each pair, or None if the data have no categories."""
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation.
+        """Make a sample of a user's sentence of any length and, optionally, its translation.
 
-        Without a translation, the sample has no `target` and no `target_text`.
+        The sample has the keys that `SentencePairs.sample` lists. Without a translation, it lacks `target` and
+        `target_text`.
         """

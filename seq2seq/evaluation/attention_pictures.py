@@ -58,10 +58,11 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
 
 
 def visible(text: str) -> str:
-    """Replace characters that are invisible, or invalid in XML.
+    """Replace most characters that are invisible, and all characters that are invalid in XML.
 
-    Spaces become U+2423, ASCII control characters become Unicode's pictures of them (U+2400 to U+2421), and all other
-    invisible or invalid characters become U+FFFD. JOINERS are kept.
+    Spaces become U+2423, and ASCII control characters become Unicode's pictures of them (U+2400 to U+2421). Other
+    control and format characters, line and paragraph separators, surrogates, and the noncharacters U+xFFFE and U+xFFFF
+    become U+FFFD. JOINERS are kept.
     """
     return "".join(_visible_character(c) for c in text)
 
@@ -84,10 +85,10 @@ def _visible_character(c: str) -> str:
 def _heads(
     heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """Draw the map of each head under its name, in rows beside the large map.
+    """Draw a small map of each head, with the head's name above it, in rows beside the large map.
 
-    `x` and `y` are the upper left corner, and `height` is the height of the large map. Returns the SVG elements, the
-    right edge of the maps and their lower edge, in pixels.
+    The upper left corner of the first head's name is at (`x`, `y`). `height` is the height of the large map. Returns
+    the SVG elements, and the right and the lower edge of the small maps, in pixels.
     """
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP
@@ -128,7 +129,10 @@ def _map(
 
 
 def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """The labels of the large map with its corner at (x, y): target tokens at its left, slanted source tokens above."""
+    """The labels of the large map: target tokens at its left, slanted source tokens above it.
+
+    The upper left corner of the map is (x, y).
+    """
     parts = [_text("source →", x - 10, y - FONT - 14, "end", "pale"), _text("target ↓", x - 10, y - 10, "end", "pale")]
     for i, row in enumerate(rows):
         parts.append(_text(_label(row), x - 8, y + (i + 0.5) * CELL + FONT / 3, "end", "row"))

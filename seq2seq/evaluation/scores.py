@@ -48,11 +48,11 @@ class Scorer(NamedTuple):
 
     metric: BLEU | CHRF
     preprocess: Callable[[str], str] = str
-    preprocessing: str = ""  # appended to the signature
+    preprocessing: str = ""  # describes `preprocess`; appended to the signature
 
 
 class CorpusScore(NamedTuple):
-    """A score of a whole split. `mean` and `plus_minus` describe its bootstrap interval; both are None without one."""
+    """A score of a whole split. `mean` and `plus_minus` are its bootstrap interval; None if it was not computed."""
 
     value: float
     mean: float | None
@@ -215,9 +215,9 @@ class TranslationMetric:
     def write(self, folder: Path) -> None:
         """Write `translations.tsv`, a table of the samples sorted by id, and `scores.json`, scores with signatures.
 
-        Only rank 0 writes. The columns are id, source, reference, translation, and the model's score of the translation
-        (empty if there is none). A text with a tab, a quote, a line feed or a carriage return is quoted, and its quotes
-        are doubled, so that Python's csv and pandas read it back. Bytes that are not UTF-8 are escaped
+        Only rank 0 writes. The table's columns are id, source, reference, translation, and the model's score of the
+        translation (empty if there is none). A text with a tab, a quote, a line feed or a carriage return is quoted,
+        and its quotes are doubled, so that Python's csv and pandas read it back. Bytes that are not UTF-8 are escaped
         (common/files/names.py).
         """
         assert self.gathered, "gather() comes before write()"

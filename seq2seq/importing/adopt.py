@@ -1,11 +1,12 @@
 """Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Import renames the tensors, joins the query, key and value projections, and reorders the rows of the vocabularies. It
-also adds one entry to each vocabulary (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py), unless this
+Import renames the tensors, joins the query, key and value projections, and reorders the rows of the embeddings. It also
+adds one entry to each vocabulary (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py), unless this
 program exported the file. The model computes the same function as the original.
 
-Differs: the config must give the options that a file does not contain: the number of heads, the activation, the eps of
-the norms, and whether embeddings are scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
+Differs: the config must give the options that a file does not contain, such as the number of heads, the activation, the
+eps of the norms, and whether embeddings are scaled. `model=transformer_opus` has the values of the published OPUS-MT
+models.
 """
 
 import re
@@ -37,10 +38,11 @@ UNSUPPORTED = (
 
 
 def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
-    """Convert another program's file: weights by our names, and the tokenizers in its `folder`, if there are any.
+    """Convert another program's weights to our names; for Marian, also read the tokenizers in `folder`, if any.
 
     `content` is the file's content: the weights, or a dict with the weights under a key such as "model" or
-    "state_dict". Raises UserError for an unsupported file; the message names the file's format if it is recognised.
+    "state_dict". `folder` is the file's folder; with None, no tokenizers are read. Raises UserError for an unsupported
+    file; the message names the file's format if it is recognised.
     """
     tensors, left_out = unwrap(content)
     if marian.is_marian(tensors):
@@ -60,7 +62,7 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Extract a file's weights, with fp16 and bf16 converted to fp32, and the keys that are left out.
 
-    Prefixes of names such as "module." are removed; see common.weights.unwrapping.
+    Prefixes such as "module." are removed from the names; see common.weights.unwrapping.
     """
     tensors, left_out = unwrapping.unwrap(content, WRAPPERS, SUPPORTED)
     return unwrapping.floats(tensors), left_out

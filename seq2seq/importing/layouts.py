@@ -1,4 +1,4 @@
-"""The table of tensor names, and functions on vocabulary rows, for the imports of transformers' Marian and of fairseq.
+"""The table of tensor names, and functions that reorder embedding rows, to import transformers' Marian and fairseq.
 
 transformers' Marian layout derives from fairseq's, so one table serves both. The table includes the names that fairseq
 used before 2019.

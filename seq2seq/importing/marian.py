@@ -35,7 +35,7 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import ForeignSpecialIds
 
-METADATA_FILE = "triptych.json"  # a file in the folder of an export; import restores the exact model from it
+METADATA_FILE = "triptych.json"  # a file in an export's folder; with it, import restores exactly the exported model
 FORMAT = "triptych-marian-1"  # the value of "format" in this file
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
@@ -43,7 +43,8 @@ EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder
 # The largest accepted difference of a file's sines from ours. Rounding a sine to fp16 changes it by at most 5e-4, and
 # rounding a large angle changes its sine by less. Sines in another layout differ by more than 1.
 SINE_TOLERANCE = 2e-3
-# By pattern of a tensor's name: the axis with the channels of the residual stream. Other tensors have no such axis.
+# Patterns of tensor names, each with the axis of these tensors that holds the channels of the residual stream. Tensors
+# with other names have no such axis.
 STREAM_AXES = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
@@ -53,7 +54,7 @@ POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
 class Metadata(TypedDict):
-    """The content of triptych.json."""
+    """The content of triptych.json, except its key "format"."""
 
     entries: Count  # size of the vocabulary
     layout: Literal["halves", "interleaved"]  # of the model's positions before the export
@@ -78,9 +79,10 @@ def is_marian(tensors: dict[str, Any]) -> bool:
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     """Convert a MarianMTModel's weights to our names, and read the tokenizers in `folder`, if there are any.
 
-    If this program exported the file, the weights are exactly those of the exported model. Raises UserError for a
-    tensor that our Transformer does not have, for positions other than Marian's, and for a tokenizer whose number of
-    entries differs from that of the weights.
+    If `folder` has the triptych.json of an export of this program, the weights are exactly those of the exported model.
+    Raises UserError for a model that is not a plain MarianMTModel, for example one with other positions or with a
+    tensor that our Transformer does not have, and for a tokenizer whose number of entries differs from that of the
+    weights.
     """
     config, metadata = _json(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
@@ -220,7 +222,8 @@ def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> For
 
     They are taken from `names` (entry -> id). Ids that `names` lacks are taken from `config`, the content of
     config.json, which has no id of <unk>. Ids that both lack are Marian's defaults. Raises UserError if translations do
-    not start with <pad>, or if the ids are not three different numbers from 0 to `entries` - 1.
+    not start with <pad>, if `names` and `config` have different ids of <pad>, or if the ids are not three different
+    numbers from 0 to `entries` - 1.
     """
     pad = config.get("pad_token_id", entries - 1)
     special = ForeignSpecialIds(
@@ -249,7 +252,7 @@ def _restore_export(
 def _metadata(folder: Path | None) -> dict[str, Any]:
     """The content of triptych.json; empty without such a file, or if its "format" is not FORMAT.
 
-    Raises UserError if its content does not match `Metadata`, so that it must have been altered.
+    Raises UserError if its content does not match `Metadata`, which means that the file was altered.
     """
     content = _json(folder, METADATA_FILE)
     if content.get("format") != FORMAT:

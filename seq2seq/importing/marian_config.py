@@ -45,9 +45,9 @@ def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict
 def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
     """The content of generation_config.json: our decoding options, as far as transformers can express them.
 
-    Of our length penalties, transformers has only "average", n^alpha. "gnmt" is exported as "average" with the same
-    alpha. In transformers, the maximum length of a translation does not depend on the source, so the maximum for the
-    longest source is exported.
+    The length penalty of transformers is n^alpha, which is our "average". "gnmt" is exported as n^alpha with the same
+    alpha, and "none" with alpha 0. In transformers, the maximum length of a translation does not depend on the source,
+    so the maximum for the longest source is exported.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
     beam_options = {

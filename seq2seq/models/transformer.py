@@ -71,7 +71,7 @@ class Transformer(nn.Module):
     paper's if blocks.pre_norm is false, blocks.activation is "relu", blocks.attention_dropout and blocks.hidden_dropout
     are 0, tied is "all", scaled is true, output_bias is false, and positions are interleaved and start at 0. The paper
     states no initialisation. Ours is that of the authors' code: Xavier for matrices, separately for the query, key and
-    value projections, and N(0, 1/width) for embeddings.
+    value projections, and N(0, 1/width) for embeddings and the output.
     """
 
     decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # with a row per vocabulary entry
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
             encoder_layers: number of encoder blocks.
             decoder_layers: number of decoder blocks.
             tied: which of the source embedding, target embedding and output share one matrix (section 3.4): "all"
-                (needs a joint vocabulary), "target" (target and output), or "none".
+                (needs a joint vocabulary), "target" (target embedding and output), or "none".
             scaled: whether embeddings are multiplied by sqrt(C) (section 3.4).
             output_bias: whether each entry's logit has a bias, as in Marian.
             longest: maximum number of source tokens, including EOS. Since sine positions have no limit, it can be

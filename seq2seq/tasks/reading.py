@@ -1,7 +1,7 @@
 """Read the lines that a user wants translated, from files, a pipe or a terminal.
 
 A line ends with a line feed, with or without a carriage return before it, as in seq2seq/tokenizers/text.py. Empty lines
-are not skipped, so that the output has as many lines as the input.
+are yielded, too, so that there can be a line of output for each line of input.
 """
 
 import importlib
@@ -45,9 +45,10 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
     If `input` is a pattern such as texts/*.txt, the lines are those of all matching files, one file after the other.
     From a pipe, a group contains the lines that have arrived, at most `group_size`. No group is delayed until it is
     full, so a line that arrives alone is a group of one. An empty pipe gives no group. At a terminal, each line is a
-    group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
-    UserError for a folder, for a file that is missing, broken, empty or not text, for a pattern that no file matches,
-    and for a pipe whose content is compressed or UTF-16.
+    group, and a prompt asks for the next line until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`.
+
+    Raises UserError for a folder, for a file that is missing, broken, empty or not text, and for a pattern that no file
+    matches. Also raises UserError for a pipe whose content is compressed or UTF-16, and if standard input is closed.
     """
     if input != inputs.STANDARD_INPUT:
         yield from _file_groups(_text_files(input), group_size)
@@ -60,7 +61,10 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
 
 def _text_files(input: str) -> list[Path]:
-    """The text file `input`, or the files that match it if it is a pattern; raises UserError if there are none."""
+    """The path `input`, or the files that match it if it is a pattern.
+
+    Raises UserError for a folder, and for a pattern that no file matches.
+    """
     if Path(input).is_dir():
         raise UserError(f"input={input} is a folder; give a text file, or a pattern such as {Path(input, '*.txt')}.")
     if not inputs.is_pattern(input):
@@ -141,7 +145,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
 
 
 def _refuse_binary(start: bytes) -> None:
-    """Raise UserError if the first bytes of a pipe cannot be those of text in UTF-8."""
+    """Raise UserError if the first bytes of a pipe are those of a compressed file, or a UTF-16 byte order mark."""
     if start.startswith((*MAGIC_BYTES, *UNSUPPORTED_MAGIC_BYTES)):
         raise UserError(
             "Standard input is compressed; decompress it first (zcat FILE | python predict.py ...), or give input=FILE."

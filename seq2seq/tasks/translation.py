@@ -37,7 +37,7 @@ LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 class TranslationState(TypedDict, total=False):
     """The task's part of a checkpoint; `tokenizers` may be missing if the weights were imported."""
 
-    tokenizers: list[str]  # as JSON: one if joint, otherwise those of source and target
+    tokenizers: list[str]  # as JSON: one if source and target use the same object, otherwise one for each
 
 
 class Translation:
@@ -71,7 +71,7 @@ class Translation:
         }
 
     def state(self) -> dict[str, Any]:
-        """The tokenizers as JSON: one if joint, otherwise those of source and target."""
+        """The tokenizers as JSON: one if source and target use the same object, otherwise one for each."""
         source, target = self.data.tokenizers()
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
@@ -110,7 +110,7 @@ class Translation:
         """The cross-entropy with smoothing, and under the key "nll" the cross-entropy without smoothing, in nats.
 
         Both are summed over the target tokens of the batch, and divided by the number of target tokens of the whole
-        step, so that the values of micro-batches sum to the mean of the step.
+        step, so that the values of micro-batches sum to the mean over the tokens of the step.
         """
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
         masked_entries = bool(getattr(model, "masks_entries", False))
@@ -146,12 +146,13 @@ class Translation:
         return [answers[i] if i in answers else {**empty, "problem": problems[i]} for i in range(len(ids))]
 
     def predict(self, model: nn.Module, input: Any) -> Any:
-        """The translations of a sentence as a list of dicts with text and score, best first (or in order of sampling).
+        """The translations of a sentence as a list of dicts with text and score, best first.
 
-        There are at most task.predict.candidates translations. A list of sentences, or a pathlib.Path of a text file,
-        gives a list of such lists. With method=given, the input is a sentence, a tab and its translation, which is
-        scored. In Jupyter, the lists are shown as text. For a batch (a dict), the result is that of `answers`. Raises
-        UserError for a sentence that cannot be translated, and for any other input.
+        With method=sample, they are in the order of sampling instead. There are at most task.predict.candidates
+        translations. A list of sentences, or a pathlib.Path of a text file, gives a list with such a list for each
+        sentence. With method=given, the input is a sentence, a tab and its translation, which is scored. In Jupyter,
+        the lists are shown as text. For a batch (a dict), the result is that of `answers`. Raises UserError for a
+        sentence that cannot be translated, and for any other input.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -247,9 +248,9 @@ class Translation:
         """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.
 
         With method=given, each line contains a sentence, a tab and its translation, and lines that are empty or only
-        spaces are skipped. The id of a line is its number. A batch also has two dicts. `problems` maps the id of each
-        line that cannot be translated to the reason. `origins` maps the id of each line to its file and its number in
-        this file; it is empty if there is only one file.
+        spaces are skipped. The id of a line is its number. A batch also has two dicts with ids of lines as keys.
+        `problems` holds a reason for each line that is not UTF-8 or, with method=given, does not have exactly one tab.
+        `origins` holds the file and the number in this file of each line; it is empty if there is only one file.
         """
         for group in lines(input, LINES_PER_BATCH):
             if self.options.method == "given":
@@ -271,8 +272,8 @@ class Translation:
         """Yield a line of text for each translation, and write pictures of attention as SVG files into `folder`.
 
         The line is the translation's text or, with candidates > 1 or method=given, the number of its sentence, its
-        score and its text, separated by tabs. A sentence that could not be translated gives an empty line, or no line
-        if lines are numbered.
+        score and its text, separated by tabs. A sentence that could not be translated gives an empty line or, if lines
+        begin with the sentence's number, no line.
         """
         numbered = self.options.candidates > 1 or self.options.method == "given"
         for i, (number, answer) in enumerate(zip(batch["ids"], answers, strict=True)):
@@ -320,8 +321,8 @@ def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
     """The rows of a batch that cannot be translated, with the reasons.
 
     In a batch from `read`, these are lines for which `read` states a problem, and lines of more tokens than the model's
-    `longest`. In any other batch, a source of more tokens raises UserError: if the sentence were skipped, scores would
-    not be those of the whole split.
+    `longest`. In any other batch, a source of more than `longest` tokens raises UserError: if it were skipped, scores
+    would not be those of the whole split.
     """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))

@@ -30,8 +30,8 @@ from seq2seq.tokenizers.text import Ragged
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 # Characters of Unicode's last private-use plane represent the special entries and, with pieces=characters, single
-# bytes. Where a text contains such a character, its UTF-8 bytes are encoded instead (or <unk>, without byte_fallback).
-# So no text is encoded to <pad>, <s> or </s>.
+# bytes. If a text contains one of these characters, the character's UTF-8 bytes are encoded or, with pieces=characters
+# but without byte_fallback, <unk>. So no text is encoded to <pad>, <s> or </s>.
 BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
 SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
 PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a character range of a regular expression
@@ -49,10 +49,10 @@ class TokenizerOptions:
         the training text).
     vocabulary: number of entries, including the 4 special ones and all single bytes or characters. If `joint` is false,
         each language has a vocabulary of this size.
-    joint: whether both languages share one vocabulary; tied embeddings require it.
+    joint: whether both languages share one vocabulary; model.tied=all requires it.
     single_digits: whether each digit is a separate token, which contains no other digit and no space.
-    coverage: used with pieces=characters: the fraction of the training text that must consist of characters with an
-        entry. The rarest characters get none. 1.0 = every character of the training text has an entry.
+    coverage: used with pieces=characters: the most frequent characters get an entry, as many as are needed to make up
+        this fraction of the training text. 1.0 = every character of the training text gets an entry.
     byte_fallback: used with pieces=characters: whether a character without an entry is encoded as its UTF-8 bytes,
         which take 256 entries. Otherwise, it is encoded as <unk>.
     normalization: Unicode form to which text is converted first: "nfc" composes letters with their marks, "nfkc" also
@@ -184,7 +184,9 @@ class Tokenizer:
     def restore(cls, state: str) -> "Tokenizer":
         """Rebuild a tokenizer from a text that `state` returned.
 
-        Raises UserError for any other text, such as a state whose regular expression for splitting was altered.
+        Raises UserError for a text that is not the JSON of a TokenizerState, and for a state whose ids have gaps or
+        whose settings, such as the regular expression for splitting, do not follow from its options. Not every change
+        to the entries and merges is detected.
         """
         try:
             content = json.loads(state)
@@ -221,9 +223,10 @@ def _with_space(text: str) -> str:
 
 
 def _characters(texts: Iterable[str], coverage: float) -> list[str]:
-    """Return the space and the most frequent characters, sorted; together they cover at least `coverage` of the texts.
+    """Return the space and the most frequent characters, sorted.
 
-    Characters that represent bytes or special entries are left out.
+    They are as many as are needed to make up the fraction `coverage` of the texts. Characters that represent bytes or
+    special entries are then left out.
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -312,7 +315,8 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def _byte_level() -> dict[str, int]:
     """Return the byte that each character in the library's byte-level entries stands for.
 
-    A printable Latin-1 character stands for its own code. U+0100, U+0101 and so on stand for the other bytes, in order.
+    A printable Latin-1 character, except the space, stands for its own code. U+0100, U+0101 and so on stand for the
+    other bytes, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unprintable = [byte for byte in range(256) if byte not in printable]

@@ -4,8 +4,8 @@ The map tells which characters normalisation replaces, and by which text. It con
 bytes, little-endian), the trie, and the replacements in UTF-8, each terminated by a zero byte. The trie is a double
 array of 4-byte units, as in the library Darts-clone. Bit 31 of a unit marks a leaf. The other bits of a leaf are the
 byte offset of its replacement. In any other unit, bits 10 to 30 are the offset of its children, to be multiplied by 256
-if bit 9 is set. The child of unit i for byte b has the index (i xor offset xor b). Bit 8 is set if a key ends at the
-unit; its child for byte 0 is then a leaf.
+if bit 9 is set. The child of unit i for byte b has the index (i xor offset xor b). Bit 8 of a unit is set if a key ends
+there. The unit's child for byte 0 is then a leaf.
 """
 
 import numpy as np

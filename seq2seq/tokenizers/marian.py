@@ -51,7 +51,7 @@ class ForeignSpecialIds(NamedTuple):
 
 
 class SentencePiecesState(TypedDict):
-    """The content of the JSON text that `SentencePieces.state` returns."""
+    """The content of the JSON text that `SentencePieces.state` returns, except its key "kind" (STATE_KIND)."""
 
     entries: list[str]  # the entry of each id
     joint: bool  # whether source and target have one vocabulary
@@ -73,9 +73,9 @@ class SentencePieces:
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Restore a tokenizer from `content`, the parsed JSON of a state that `tokenizer_states` returned.
+        """Restore a tokenizer from `content`, the parsed JSON of a state that `tokenizer_states` or `state` returned.
 
-        Raises UserError for any other content.
+        Raises UserError if `content` is malformed.
         """
         if mistake := _mistake(content):
             raise UserError(
@@ -155,7 +155,7 @@ class SentencePieces:
 def restore(state: str) -> "Tokenizer | SentencePieces":
     """Rebuild a tokenizer, trained by this program or imported, from a text that its method `state` returned.
 
-    Raises UserError for any other text.
+    Raises UserError for a text that is not JSON, and for a malformed state.
     """
     try:
         content = json.loads(state)
@@ -199,9 +199,10 @@ def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:
 def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str, int], dict[str, int]] | None:
     """Read the ids of the source pieces and of the target pieces from a folder with Marian's tokenizer files.
 
-    Returns None if `folder` is None or one of the files is missing. `joint` tells whether the model has one vocabulary
-    for both languages; otherwise, the ids of the target are read from target_vocab.json. `size` is the number of rows
-    of the model's embeddings. Raises UserError if the ids of a vocabulary are not 0 to `size` - 1.
+    Returns two dicts (piece -> id), or None if `folder` is None or one of the files is missing. `joint` tells whether
+    the model has one vocabulary for both languages; otherwise, the ids of the target are read from target_vocab.json.
+    `size` is the number of rows of the model's embeddings. Raises UserError if the ids of a vocabulary are not 0 to
+    `size` - 1.
     """
     names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
     if folder is None or not all((folder / name).is_file() for name in (*MODEL_FILES, *names)):
@@ -222,8 +223,8 @@ def tokenizer_states(
 ) -> list[str]:
     """Return the states of the source tokenizer and of the target tokenizer in `folder`, as JSON texts.
 
-    `vocabularies` are the ids of their pieces in Marian's numbering. `row_orders` are, for source and target, the id in
-    Marian's numbering of each row of our embeddings. The entries of a state are in the order of our rows.
+    `vocabularies` map the pieces of source and of target to Marian's ids. `row_orders` hold, for source and for target,
+    Marian's id of each row of our embeddings. The entries of a state are in the order of our rows.
     """
     states = []
     for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):

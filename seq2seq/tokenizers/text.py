@@ -210,7 +210,7 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
 def refuse_carriage_returns(content: bytes, name: str) -> None:
     """Raise UserError if `content` has carriage returns and no line feed, as files of the classic Mac OS do.
 
-    `name` names the file in the message.
+    One carriage return at the end of `content` is permitted. `name` names the file in the message.
     """
     if b"\n" not in content and b"\r" in content[:-1]:
         raise UserError(

@@ -28,10 +28,10 @@ def cross_entropy(
 ) -> Tensor:
     """Compute cross-entropy summed over the batch, in nats, in fp32 or higher: logits (B, K), labels (B,) -> ().
 
-    For images mixed by mixup or CutMix, `other_labels` (B,) are the labels of the partners, and `shares` (B,) in [0, 1]
-    are the weights of `labels`. The loss is shares * CE(labels) + (1 - shares) * CE(other_labels), where CE uses
-    smoothed targets. This equals the cross-entropy with the mixed and smoothed target, since cross-entropy is linear in
-    the target. For images that are not mixed, `other_labels` and `shares` are None.
+    For images mixed by mixup or CutMix, `other_labels` (B,) are the labels of the images that they are mixed with, and
+    `shares` (B,) in [0, 1] are the weights of `labels`. The loss is shares * CE(labels) + (1 - shares) *
+    CE(other_labels), where CE uses smoothed targets. This equals the cross-entropy with the mixed and smoothed target,
+    since cross-entropy is linear in the target. For images that are not mixed, `other_labels` and `shares` are None.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.smoothing)  # (B,)

@@ -62,10 +62,12 @@ class Augmentation:
     operations: number of operations that "rand" applies to a view, from 0 to 4 (N in the paper).
     magnitude: strength of these operations, from 0 to 30 (M in the paper).
     erase: probability of erasing a random rectangle, that is, setting it to the mean colour.
-    mixup: alpha of Beta(alpha, alpha), from which mixup samples the share of the image (against its partner); 0 = off.
-    cutmix: alpha of Beta(alpha, alpha), from which CutMix samples the share of the image; 0 = off.
-    cutmix_share: probability that an image to be mixed is mixed by CutMix; used if neither `mixup` nor `cutmix` is 0.
-    mix: probability that an image is mixed with a partner, by either method.
+    mixup: alpha of Beta(alpha, alpha), from which mixup samples an image's weight in its weighted mean with a partner
+        (a second image from train); 0 = off.
+    cutmix: alpha of Beta(alpha, alpha), from which CutMix samples the share of its area that an image keeps; the rest
+        is a box pasted from a partner; 0 = off.
+    cutmix_share: probability that an image to be mixed is mixed by CutMix; used if `mixup` and `cutmix` are above 0.
+    mix: probability that an image is mixed with a partner, by mixup or CutMix.
     repeats: number of views of each image in an optimizer step.
     """
 
@@ -228,7 +230,7 @@ def _random_boxes(
 
 
 def _random_shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
-    """Choose each crop's top and left in the padded image, in whole pixels from 0 to 2 `padding`: (N, 2)."""
+    """Choose each crop's top and left in the padded image, in whole pixels from 0 to 2 * padding: (N, 2)."""
     pixels: NDArray[Any] = np.floor(numbers[:, _CROP_UNIFORMS][:, -2:] * (2 * padding + 1))
     return pixels
 
@@ -248,7 +250,8 @@ def model_inputs(
     """Normalise views, and in training also erase and mix them: uint8 (N, C, H, W) -> fp32 (B, C, H, W).
 
     `uniforms` (N, UNIFORMS_PER_VIEW) are the random numbers of the views; None = evaluation, without erasing and
-    mixing. N is B unless the augmentation mixes images. If it does, N is 2B, and view B + b is the partner of view b.
+    mixing. In training with an augmentation that mixes images, N is 2B, and view B + b is the partner of view b.
+    Otherwise, N is B.
     """
     images = normalise(images, mean, std)
     if uniforms is None:
@@ -287,8 +290,9 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Choose how each image is mixed with its partner: uniforms (B, UNIFORMS_PER_VIEW) -> (B,), (B, 4).
 
-    The first result is the image's own weight in mixup's weighted mean with the partner. It is 1 without mixup. The
-    second is the box that CutMix pastes from the partner, y0 x0 y1 x1 in whole pixels. It is empty without CutMix.
+    The first result is each image's own weight in mixup's weighted mean with the partner; 1 for images without mixup.
+    The second is the box that CutMix pastes from the partner, y0 x0 y1 x1 in whole pixels; empty for images without
+    CutMix.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix

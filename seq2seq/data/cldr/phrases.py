@@ -24,15 +24,15 @@ class Pair(NamedTuple):
     category: str
     source: str  # the text in the source locale
     target: str
-    is_name: bool  # whether it is a single name, such as that of a country; single names are only in train
+    is_name: bool  # whether the phrase is a single name, such as a country's; single names are only in train
 
 
 class SampledSplits(NamedTuple):
     """The phrases of each split, and what was left out."""
 
     splits: dict[Split, list[Pair]]
-    missing: list[str]  # categories that are left out because a locale's tables lack them
-    ambiguous: int  # number of phrases and names left out because their source would have two targets
+    missing: list[str]  # categories that the locales cannot both print, or for which they share too few names
+    ambiguous: int  # number of source texts with several targets; for each, a phrase or name was left out
 
 
 def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[Split, int]) -> SampledSplits:
@@ -42,7 +42,7 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
     `visible_text`. A value (a date, an amount, a set of names) is in one split only, and in the same split for any
     `counts`. Val and test contain only names and word forms that are in train. The sizes of the categories in a split
     are in proportion to CATEGORY_SHARES, with one exception: train contains all single names, so if train is small,
-    categories with many names exceed their share of it. Raises UserError if the locales have too few phrases for one of
+    categories with many names exceed their share. Raises UserError if the locales have too few phrases for one of
     `counts`, or if train's count is below the number of single names.
     """
     locales = (independent_copy(source), independent_copy(target))
@@ -101,20 +101,21 @@ class _Phrase(NamedTuple):
 
 
 class _Registry:
-    """The sources in use and the words in train, over all categories."""
+    """The source texts in use and the words in train, of all categories together."""
 
     def __init__(self) -> None:
-        # By visible text of a source: its phrase, and the sampler's dict that holds the phrase.
+        # For each source in use, by its `visible_text`: the phrase with this source, and the dict that holds the phrase
+        # (one of `_CategorySampler.phrases`).
         self.entries: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}
-        self.ambiguous: set[str] = set()  # sources of phrases with different targets
+        self.ambiguous: set[str] = set()  # sources that occurred with different targets
         self.rivalled: set[str] = set()  # sources that a rival (see Form.rivals) prints with another target
         self.words: set[Hashable] = set()  # of all phrases in train
 
     def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
         """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
 
-        If the phrase that already has this source has another target, the source is ambiguous: no later phrase with
-        this source is added, and the phrase that has it is removed unless it is a single name.
+        If an earlier phrase has the same source but another target, the source is ambiguous. Then neither this phrase
+        nor a later one with this source is added, and the earlier phrase is removed unless it is a single name.
         """
         text = visible_text(phrase.pair.source)
         if text in self.ambiguous:

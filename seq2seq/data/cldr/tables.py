@@ -22,13 +22,13 @@ from seq2seq.data.cldr.times import (
     time_forms,
 )
 
-CATEGORY_SHARES = {  # the fraction of every split that each category has
+CATEGORY_SHARES = {  # each category's fraction of the phrases of a split, if no category is left out
     **{"dates": 0.12, "times": 0.05, "datetimes": 0.07, "ranges": 0.08, "relative": 0.05},
     **{"money": 0.10, "rates": 0.05, "units": 0.11, "percentages": 0.04, "numbers": 0.05, "compact": 0.05},
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
-MIN_NAMES = 12  # categories with fewer names are left out: they give hardly any combinations
-PROBE_COUNT = 60  # sampled values with which each form is tested; see `printable_forms`
+MIN_NAMES = 12  # categories of names (countries, ...) with fewer are left out: they give hardly any combinations
+PROBE_COUNT = 60  # number of sampled values with which each form is tested; see `printable_forms`
 ROOT, JANUARY_IN_ROOT = "root", "M01"  # CLDR's root locale has no language; "M01" is its name of January
 
 
@@ -66,7 +66,7 @@ def _date_and_time_forms(locales: LocalePair) -> dict[str, list[Form]]:
     forms = {"times": time_forms()}
     if _have_months(locales):
         forms |= {"dates": date_forms(), "datetimes": datetime_forms(), "ranges": range_forms()}
-    probe = ("day", 3)  # the root and locales without words for it print "+3 d"
+    probe = ("day", 3)  # the root, and locales without words for relative times, print "+3 d"
     if all(format_relative("long", locale, probe) != format_relative("long", root, probe) for locale in locales):
         forms["relative"] = relative_forms()
     return forms
@@ -91,9 +91,9 @@ def independent_copy(locale: Locale) -> Locale:
     stand-alone months are an alias of months in a date. When a locale looks up an alias, Babel stores the locale's own
     words in the shared table. If `he` is used before `th`, `th` has Hebrew months.
 
-    CLDR omits entries that can be inferred: a plural form that equals "other", and a long unit that equals the short
-    one (Unicode Technical Standard 35, part 1, "Lateral Inheritance", and the root's aliases). Babel does not infer
-    them: it prints the unit's identifier ("5 length-kilometer" in Chinese).
+    CLDR omits entries that can be inferred: a plural form that equals "other", and a unit's long form that equals its
+    short form (Unicode Technical Standard 35, part 1, "Lateral Inheritance", and the root's aliases). Babel does not
+    infer them: it prints the unit's identifier ("5 length-kilometer" in Chinese).
     """
     locale.languages  # noqa: B018 - loads all tables; `languages` itself contains no alias
     own = copy.deepcopy(locale)
@@ -114,8 +114,8 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
     """The forms of a category that both locales can print, with their rivals (Form.rivals) set.
 
     Each form prints PROBE_COUNT values. It is left out if it fails for any of them. It is also left out if, for at
-    least half of them, an earlier form prints the same source with another target. For example, two forms print the
-    Japanese source "2021年1月3日", one with the target "January 3, 2021" and the other with "Jan 3, 2021".
+    least half of them, the first form that prints the same source prints another target. For example, two forms print
+    the Japanese source "2021年1月3日", one with the target "January 3, 2021" and the other with "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
     earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # (kind, number of the probe, source): (target, form)

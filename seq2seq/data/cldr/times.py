@@ -30,7 +30,7 @@ MAX_DISTANCE = 400  # counts of relative times, in any unit, are below this numb
 def date_forms() -> list[Form]:
     """Forms of dates, days without a year, months and quarters, with and without weekday and era.
 
-    Forms with full words come before abbreviated ones, so that `printable_forms` prefers them.
+    Among forms of one kind, those with full words come before abbreviated ones, so that `printable_forms` prefers them.
     """
     lengths = {"long": 2.0, "full": 2.0, "short": 1.5, "medium": 1.0}
     forms = [
@@ -73,7 +73,7 @@ def time_forms() -> list[Form]:
 
 
 def datetime_forms() -> list[Form]:
-    """Forms of a date with a time of day in CLDR's four lengths; if a length has a time zone, it is UTC."""
+    """Forms of a date with a time of day in CLDR's four lengths; lengths that print a time zone print UTC."""
     return [
         _date_form(name, "moment", _sample_moment, _datetime_formatter(name), 1.0)
         for name in ("long", "full", "medium", "short")
@@ -154,9 +154,10 @@ def _clock_sampler(step: int) -> Callable[[Random], datetime]:
 
 
 def _sample_dates(rng: Random, between: tuple[date, date] = CENTURY) -> tuple[date, date]:
-    """Two days in `between` that are at most 20, 200 or 1,500 days apart.
+    """Sample two different days in `between`, the earlier one first.
 
-    The limit is chosen at random for each trial; a trial that ends after `between` is repeated.
+    Their distance is at most 20, 200 or 1,500 days; one of these limits is chosen at random. If the second day is after
+    `between`, both days are sampled again.
     """
     while True:
         start = _sample_day(rng, between)
@@ -218,7 +219,7 @@ def _interval_formatter(skeleton: str) -> Formatter:
 
 
 def _date_form(name: str, kind: str, sample: Callable[[Random], Any], format: Formatter, frequency: float) -> Form:
-    # A date with a time (kind "moment") has the key of the date, so that both are in the same split.
+    # A date with a time (kind "moment") has the key of its date, so that it is in the same split as the date alone.
     key = partial(_date_key, "date" if kind == "moment" else kind)
     return Form(
         name=name, kind=kind, sample=sample, format=format, key=key, words=_date_words(name), frequency=frequency
