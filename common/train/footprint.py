@@ -59,6 +59,7 @@ def refuse_oversize(config: Mapping[str, Any], task: Task, device: torch.device,
     needs = [("to hold the weights", footprint.all * BYTES, torch.device("cpu"))]
     if training and config["trainer"]["strategy"] != "fsdp":  # fsdp divides these tensors among the processes
         optimizer = config["optimizer"]
+        # Muon's matrices have one moment. Its parameters with two (embeddings, heads) are counted with one, too.
         moments = 2 if optimizer["name"] in ("adamw", "adam") else int(optimizer["momentum"] > 0)
         copies = 1 + moments + (config["trainer"]["ema_decay"] > 0)
         needs.append(("to be trained", (footprint.all + copies * footprint.trained) * BYTES, device))
