@@ -25,12 +25,12 @@ CHANGEABLE_KEYS = (
     ),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
-# Keys that hold paths of the data. The paths may change when a run is resumed: a checkpoint holds digests of the data,
-# which identify the same data under other paths.
+# Keys that hold paths of the data. They may change when a run is resumed, if digests of the data in the checkpoint show
+# that the data are the same.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
 # Keys that say how val and test are cut from train. When a run is resumed, these keys are not compared. Instead, the
-# resulting splits are compared, by digests or counts. So a run can be resumed even if a later version has changed the
-# keys' defaults.
+# digests of the resulting splits and the number of train samples are compared. So a run can be resumed even if a later
+# version has changed the keys' defaults.
 CUT_KEYS = ("data.val_count", "data.test_count", "data.val_share", "data.test_share")
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that `fingerprint` always hashes, as earlier versions did.
 ALWAYS_HASHED_KEYS = (
@@ -79,13 +79,13 @@ def fingerprint(config: dict[str, Any]) -> str:
     """Return a hash of a config by which a sweep recognises a run's folder, as eight hexadecimal digits.
 
     Configs of the same run have the same fingerprint: the keys in CHANGEABLE_KEYS, except `checkpoint`, are not hashed.
-    The fingerprint also equals the one that an earlier version of Triptych computed, so that a sweep finds the runs
-    that were begun with that version. Therefore:
+    The fingerprint also equals the one that earlier versions of Triptych computed, so that a sweep finds the runs that
+    were begun with those versions. Therefore:
 
     - a class that has moved is hashed by its former path;
     - the present default of a key in CHANGED_CUTS is hashed as its former default;
-    - a key that was added later is hashed only if its value changes the former behaviour; those in ALWAYS_HASHED_KEYS
-      are always hashed.
+    - a key that was added later is hashed only if its value changes the former behaviour, but a key in
+      ALWAYS_HASHED_KEYS is hashed with any value.
     """
     former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}

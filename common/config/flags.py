@@ -8,10 +8,10 @@ from common.errors import UserError
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the flags.
+    """Divide the arguments of a command line into flags and overrides.
 
     The result holds the values of the flags, and the other arguments as `overrides`. Raises UserError for an unknown
-    flag and for a flag without a value or with a wrong one.
+    flag, and for a flag whose value is missing or wrong.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")

@@ -70,10 +70,10 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
 
 
 def typed_only(config: dict[str, Any], typed: Collection[str]) -> list[str]:
-    """Reset the keys of TYPED_KEYS that are not on the command line to their defaults, in place.
+    """Set each key of TYPED_KEYS that is not on the command line to its default, in place.
 
-    `typed` are the keys of the command line. Returns a notice for each ignored value, that is, for each value in a
-    config file that differs from the default.
+    `typed` are the keys on the command line. The replaced values come from config files. Returns a notice for each
+    replaced value that is neither null nor the default.
     """
     notices = []
     for key, default in TYPED_KEYS.items():

@@ -1,14 +1,14 @@
 """Migrate the configs and checkpoints of earlier versions to the present keys, classes and tensor names.
 
-If a config lacks a key that one of the tables below lists, the key is added with the value that keeps the former
-behaviour. `common.config.check.check` reports any other missing key.
+If a config lacks a key that was added later (ADDED_KEYS, ADDED_NESTED_KEYS and ADDED_CLASS_KEYS), the key is added with
+the value that keeps the former behaviour. `common.config.check.check` reports a required key that is still missing.
 """
 
 from copy import deepcopy
 from typing import Any
 
 # Keys that were added, with the value that keeps the former behaviour. The present default may differ. The comment
-# above a group of keys names the commit that added them, and the comment beside a key describes the former behaviour.
+# above a group of keys names the commit that added them, and the comment beside a key explains its value.
 ADDED_KEYS: dict[str, Any] = {
     # since 815d244
     "optimizer.layer_decay": 1.0,  # every layer had the same learning rate
@@ -107,10 +107,10 @@ RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
 def update_names(config: dict[str, Any]) -> list[str]:
-    """Update a config in place: paths of moved classes, and names of renamed tensors in optimizer.rates.
+    """Replace the former paths of moved classes, and the former names of tensors in optimizer.rates, in place.
 
-    Keys of ADDED_NESTED_KEYS are added, and in the section of a moved class also those of ADDED_CLASS_KEYS. Returns a
-    notice for each update of a name.
+    Also adds missing keys of ADDED_NESTED_KEYS, and in the section of a moved class missing keys of ADDED_CLASS_KEYS.
+    Returns a notice for each class that has moved, and one for all tensors that were renamed.
     """
     notices = []
     for key, section in config.items():
@@ -135,7 +135,7 @@ def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = deepcopy(config)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
-        top = config if "resume" in config else None  # only configs of train.py, which have `resume`, get these keys
+        top = config if "resume" in config else None  # top-level keys: only for train.py, whose configs have `resume`
         keys = config.get(section) if section else top
         if isinstance(keys, dict):
             keys.setdefault(name, deepcopy(value))

@@ -14,7 +14,7 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
 
 
 def is_path(key: str) -> bool:
-    """Whether a full key, such as data.root, holds a path. Only the key's name decides."""
+    """Whether a full key, such as data.root, holds a path. The key alone decides, not its value."""
     *above, last = key.split(".")
     in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
     return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
@@ -24,10 +24,11 @@ def quote_path(argument: str, sweep: bool = False) -> str:
     """Quote the value of key=value if it is a path, so that Hydra reads a name such as `x=1, photo (2).jpg` unchanged.
 
     In a sweep, a comma separates paths: `a.pth,b.pth` is two paths. But a comma before a space is part of a path. The
-    whole value is one path if a file of that name exists, if it begins with [, or if the key is sweep_dir.
+    whole value is one path if a file or folder of that name exists, if the value begins with [, or if the key is
+    sweep_dir.
 
     If the value of checkpoint= is a run's folder, it is replaced by the path of checkpoints/best.pt in this folder.
-    Raises UserError if it is any other folder, and for a path that is longer than Linux permits.
+    Raises UserError if the value of checkpoint= is any other folder, or if a path is longer than Linux permits.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+~")
@@ -59,9 +60,10 @@ def in_quotes(text: str) -> str:
 
 
 def expand_paths(value: Any, key: str = "") -> Any:
-    """Expand `~` in all paths of a nested config; raises UserError for a path that is longer than Linux permits.
+    """Expand `~` in the paths of a nested config; raises UserError for a path that is longer than Linux permits.
 
-    `key` is for recursive calls only. It is the full key of `value`, with a dot before it.
+    Lists are not searched for paths. `key` is for recursive calls only. It is the full key of `value`, with a dot
+    before it.
     """
     if isinstance(value, dict):
         return {name: expand_paths(item, f"{key}.{name}") for name, item in value.items()}

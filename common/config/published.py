@@ -1,7 +1,7 @@
 """The table of published weights in configs/weights.yaml.
 
-Each entry has a name, which checkpoint=NAME selects. An entry states the files to download, and the values of config
-keys that the weights need.
+checkpoint=NAME selects the entry of this name. An entry states the files to download, and the values of config keys
+that the weights need.
 """
 
 import os
@@ -44,7 +44,7 @@ class Published(NamedTuple):
     licence: str
     files: list[PublishedFile]
     model: str  # the name of the model's config in configs/model/
-    constants: dict[str, Any]  # full config key (data.mean) -> the value that the weights need; not stated in the files
+    constants: dict[str, Any]  # full config key (data.mean) -> the value that the weights need; the files lack it
 
     def __str__(self) -> str:
         """The name, the publisher and the licence, for the log."""
@@ -72,11 +72,11 @@ def implied(
     """Return the overrides of config keys that `weights` imply, and a list of at most one line for the log about them.
 
     The overrides choose the model and set the constants of `weights`. `typed` are the keys on the command line, which
-    are not overridden. `compose` takes additional overrides, and returns the resulting config by full keys. A constant
-    is left out if the config lacks its key, for instance because the data set is of another kind.
+    are not overridden. `compose` takes additional overrides, and returns the resulting config as a dict from full keys
+    to values. A constant is left out if the config lacks its key, for instance because the data set is of another kind.
 
-    With experiment= on the command line, nothing is overridden, because the experiment's file sets all constants
-    itself. The line then names the constants that have another value in the experiment.
+    With experiment= on the command line, nothing is overridden, because the experiment determines the config. The line
+    then names the constants that have another value in this config.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

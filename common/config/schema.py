@@ -23,7 +23,7 @@ class Field(NamedTuple):
 
     annotation: Any  # its type; None if a config cannot hold such values: the program then passes the argument itself
     required: bool  # whether the argument has no default
-    source: str  # the annotation as written
+    source: str  # the annotation as text, for messages
 
 
 class Options:
@@ -77,7 +77,7 @@ class ModuleSource:
     def options(self, name: str) -> type[Options]:
         """Return a type that describes the class `name` and its constructor.
 
-        Its `fields` are those of the dataclass, or the keyword-only arguments of `__init__`.
+        The type's `fields` are the keyword-only arguments of `__init__` or, for a dataclass, the dataclass's fields.
         """
         lineage = self.lineage(name)
         offered = _names(lineage, "offered")
@@ -101,7 +101,7 @@ class ModuleSource:
         return source.lineage(original) if source else []
 
     def init(self, node: ast.FunctionDef, path: str) -> dict[str, Field]:
-        """Read the keyword-only arguments of an `__init__`; raises UserError if it has arguments of another kind."""
+        """Read the keyword-only arguments of an `__init__`; raises UserError if it has any others except `self`."""
         arguments = node.args
         if len(arguments.posonlyargs + arguments.args) != 1 or arguments.vararg or arguments.kwarg:
             raise UserError(f"{path}.__init__ must be (self, *, ...) without **: its arguments are the config keys.")
@@ -118,10 +118,10 @@ class ModuleSource:
         return Field(self._evaluate(node), required, ast.unparse(node) if node else "an argument without a type")
 
     def _evaluate(self, node: ast.expr | None) -> Any:
-        """Evaluate an annotation.
+        """Return the type that an annotation stands for.
 
-        It may consist of plain types, dataclasses, types of common/types.py, and Literal, Optional, Union and Annotated
-        of `typing`. Returns None if it contains anything else.
+        The annotation may consist of plain types, dataclasses, types of common/types.py, and Literal, Optional, Union
+        and Annotated of `typing`. Returns None if it contains anything else, or if `node` is None.
         """
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
@@ -152,7 +152,7 @@ class ModuleSource:
         """Find the module from which `name` is imported, and the name of the class in that module.
 
         `name` may be dotted, such as `blocks.Block` after `from common.nn import blocks`. The module is None if it has
-        no source file, or is outside this module's top-level package, common, detr, vit and seq2seq.
+        no source file, or if it lies in none of the packages that are read (see `lineage`).
         """
         prefix, _, last = name.rpartition(".")
         path = f"{self._imports.get(prefix)}.{last}" if prefix else self._imports.get(name, "")
@@ -195,8 +195,8 @@ def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
 def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
     """The names in the tuple `attribute` of a class. A class without this tuple inherits that of its nearest base.
 
-    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for all names that the class
-    would inherit.
+    An element that is not a string stands for all names that the class would inherit. Examples are *Parent.handed_on in
+    a tuple, and **super().model_arguments() in the dict of a task of an earlier version (see `_elements`).
     """
     for i, (path, node, _) in enumerate(lineage):
         elements = _elements(node, attribute, path)

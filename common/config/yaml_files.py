@@ -62,7 +62,7 @@ def describe(error: Exception) -> str:
 def _count(node: yaml.Node | None, counts: dict[int, int]) -> int:
     """The number of nodes in the tree whose root is `node`. An alias counts as a copy of the tree that it refers to.
 
-    `counts` holds the numbers of the trees that were counted before, by the id of their root.
+    `counts` maps the id of the root of each tree that was counted before to the tree's number of nodes.
     """
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1

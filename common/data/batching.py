@@ -81,7 +81,8 @@ class Order:
 def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
     """The samples of a global batch that belong to `rank`; they are contiguous in the batch.
 
-    The numbers of samples of two ranks differ by at most one. A rank may have no samples.
+    `world` is the number of ranks. The numbers of samples of two ranks differ by at most one. A rank may have no
+    samples.
     """
     return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 

@@ -13,7 +13,7 @@ from common.data.opening import open_regular
 from common.errors import UserError
 
 THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
-FILES_PER_TASK = 1000  # number of files per task of a thread, which reads the length of each file
+FILES_PER_TASK = 1000  # number of files whose lengths a thread reads in one task
 
 
 def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
@@ -36,7 +36,7 @@ def digest_file(path: Path) -> str:
 def digest_files(folder: Path, names: NDArray[np.bytes_]) -> str:
     """The digest of the names of files and of their lengths in bytes; no file is opened.
 
-    `names` (N,) are the files' paths relative to `folder`. A file that cannot be found has the length -1.
+    `names` (N,) are the files' paths relative to `folder`. A file whose length cannot be read gets the length -1.
     """
     top = os.fsencode(folder)
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]

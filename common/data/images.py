@@ -51,10 +51,10 @@ STRIP_ROWS = 32  # number of rows normalised at once: half a megabyte in fp32 fo
 def open_image(path: Path, content: bytes | Image.Image | None = None) -> Iterator[Image.Image]:
     """A context manager that opens an image file and closes it at the end. The pixels are read at first use.
 
-    `content` is None for a file with a path. Otherwise it holds the bytes of a file without a path, such as standard
-    input, or an open image, which is yielded and not closed. Raises OSError for a file that cannot be read or is not a
-    regular one, UnidentifiedImageError for content in none of `FORMATS`, and errors of nearly any type for broken
-    content.
+    If `content` is None, the file at `path` is opened. Otherwise `content` is the bytes of a file without a path, such
+    as standard input, or an open image, which is yielded and not closed. Raises OSError for a file that cannot be read
+    or is not a regular one, UnidentifiedImageError for content in none of `FORMATS`, and errors of nearly any type for
+    broken content.
     """
     if isinstance(content, Image.Image):
         yield content
@@ -79,13 +79,17 @@ def read_image(
     exif: whether the image is rotated and mirrored as its EXIF orientation tag says. "apply": always. "ignore": never.
         "auto": always if `size` is None. With a `size`, "auto" applies the tag only if the image has this size with the
         tag applied and another size as stored. Pillow always applies the tag of a TIFF.
-    content: None, the bytes of a file without a path, or an open image.
+    content: the bytes of a file without a path, or an open image. None = the file at `path` is read.
 
     Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
     floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
 
-    Raises UserError, which names the file, if the file is missing or broken, if the values of a grey image are in none
-    of these ranges, or if the image has another size than `size`.
+    Raises UserError, which names the file, if:
+
+    - the file is missing, is broken or is no image;
+    - a grey image with more than 8 bits or with floats has values in none of these ranges, or 0 is white in it (TIFF);
+    - a colour image with 16 bits a channel uses only 12 of them;
+    - the image has another size than `size`.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
     image = _decode(path, upright, content)
@@ -207,13 +211,13 @@ def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
 
 
 def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
-    """Open a sample of a split's `count` images; returns a note on grey images with more than 8 bits or floats.
+    """Open some of a split's `count` images; returns a note on grey images with more than 8 bits or with floats.
 
-    `file` returns the path of an image by its index. At most SAMPLED_FILES images, at equal distances, are opened. An
-    image that cannot be read is skipped, because `read_image` reports it later.
+    `file` returns the path of an image by its index. At most SAMPLED_FILES images are opened, with equally spaced
+    indices. An image that cannot be read is skipped, because `read_image` reports it later.
 
     The result is a list with one note, which states the ranges from which `read_image` scales these grey images. The
-    list is empty if there are no such images, or if the values of all of them need 16 bits (above 4095).
+    list is empty if none of the opened images is such an image, or if all of them need the range of 16 bits.
     """
     sampled = [file(index) for index in range(0, count, max(1, -(-count // SAMPLED_FILES)))]
     with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
@@ -240,7 +244,7 @@ def _range_name(path: Path) -> str | None:
 
 @contextmanager
 def _long_png_texts() -> Iterator[None]:
-    """A context in which Pillow reads PNG files with long texts, instead of refusing them as decompression bombs."""
+    """A context in which Pillow reads PNG files with texts of up to MAX_PNG_TEXT bytes; its own limit is 1 MB."""
     with _png_text_lock:
         limit = PngImagePlugin.MAX_TEXT_CHUNK
         PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_TEXT
@@ -255,7 +259,8 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
 
     `images` is uint8 (B, 3, H, W), padded at the bottom and right; `sizes` (B, 2) holds the true heights and widths in
     pixels. Returns a tensor (B, 3, H, W) of type `dtype`, which is exactly zero in the padding. The result is channels
-    last in memory, and so should `images` be: this layout is the fastest for decoding, resizing and convolution.
+    last in memory. `images` should be channels last, too: this layout is the fastest for decoding, resizing and
+    convolution.
     """
     width, exact = images.shape[-1], torch.promote_types(dtype, torch.float32)
     mean, std = (constant(values, images, exact).repeat(width) for values in (MEAN, STD))  # (W * 3,)

@@ -17,7 +17,7 @@ from common.machine.seeds import generator, mix
 from common.task import Batch, Data, Split
 
 Key = tuple[int, tuple[int, ...]]  # identifies a micro-batch: the epoch, and the indices of its samples
-MAX_LISTED_SAMPLES = 8  # in an error message; the message also counts the others
+MAX_LISTED_SAMPLES = 8  # maximum number in an error message, which also counts the others
 MEMORY_ADVICE = "lower trainer.workers, give smaller samples, or more memory"
 SHARED_MEMORY_ADVICE = "enlarge /dev/shm (docker run --shm-size), or lower trainer.workers or trainer.micro_batch"
 LIKELY_CAUSES = {
@@ -41,8 +41,8 @@ class Loader:
         """Yield the micro-batch of each key, in order. Workers stop after the last key or when the iterator is closed.
 
         Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed or crashes. Any other
-        error in the data set's code becomes a RuntimeError that names the sample. If a worker raised the error, the
-        RuntimeError also contains the worker's traceback.
+        error in the data set's code becomes a RuntimeError that names the sample or, after an error in `collate`, the
+        samples. If a worker raised the error, the RuntimeError also contains the worker's traceback.
         """
         activities = ActivityTable(self.workers)
         loader = DataLoader(
@@ -73,8 +73,8 @@ class Loader:
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
-                # A worker's error is raised here and not in PyTorch's iterator: the traceback would then hold the
-                # iterator's frames, which keep the workers alive.
+                # A worker returns its error, which is raised here. If PyTorch's iterator raised the error, the
+                # traceback would hold the iterator's frames, which keep the workers alive.
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
@@ -164,7 +164,7 @@ def _names(data: Data, split: Split, indices: Sequence[int]) -> str:
 def _describe_dead_workers(data: Data, split: Split, dead_workers: list[DeadWorker]) -> str:
     """Return a sentence about one of the workers that died.
 
-    A worker that was working on a sample is preferred, because the sample may be the cause of its death.
+    A worker that was building or collating samples is preferred, because a sample may be the cause of its death.
     """
     code, activity, index = max(dead_workers, key=lambda worker: (worker.activity != Activity.IDLE, worker.code != 0))
     name = _names(data, split, [index])

@@ -9,7 +9,7 @@ MAX_NAMES = 20  # maximum number of names that `names_line` lists before the las
 def composed(name: str) -> str:
     """Convert a name to Unicode's composed form (NFC), so that names from different systems can be compared.
 
-    macOS writes an accented letter as two characters, Linux as one.
+    In this form, an accented letter is one character. File names from macOS may contain it as two characters.
     """
     return unicodedata.normalize("NFC", name)
 

@@ -42,9 +42,10 @@ def cut_by_name(names: Sequence[str], shares: Sequence[float], rest: int = 0) ->
     and its part has at least one sample. But a part is made smaller, even empty, if this is necessary to leave at least
     `rest` samples for the rest.
 
-    The samples are ordered by a hash of the last component of their name, and the parts are taken in this order. So the
-    parts depend neither on the order of `names` nor on the folders in them. A data set that is stored in several
-    formats is therefore split in the same way in each.
+    The samples are ordered by a hash of the last component of their name, and the parts are taken in this order.
+    Samples with the same last component are ordered by their whole name. So the parts do not depend on the order of
+    `names`. If all last components differ, the parts do not depend on the folders in `names` either. A data set that is
+    stored in several formats, with other folders, is then split in the same way in each format.
     """
 
     def order(index: int) -> tuple[int, str]:

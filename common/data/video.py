@@ -24,7 +24,7 @@ class Frame(NamedTuple):
     """A frame of a video, with its position in the video."""
 
     image: Tensor  # uint8 (3, H, W), RGB, upright
-    number: int  # of the frame, counted from 0
+    number: int  # the frame's index in the video, counted from 0
     # Seconds since the first frame that has a time. None if the file states no time for this frame, or a time that is
     # not after the times of all earlier frames.
     time: float | None
@@ -72,7 +72,7 @@ def _decode(av: Any, file: BinaryIO) -> Iterator[tuple[Tensor, float | None]]:
 
 
 def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[Any, float | None]]:
-    """Yield the frames in the order in which they are shown, and their times in seconds.
+    """Yield the frames in the order in which they are shown, and their times in seconds (None for an unknown time).
 
     An AVI file states only the times at which frames are decoded. Frames are shown at the same times, but maybe in
     another order than they are decoded. So the n-th frame that is shown gets the n-th time. FFmpeg's own guess is wrong

@@ -36,7 +36,7 @@ class DeadWorker(NamedTuple):
 
     code: int  # its exit code, or the negative number of the signal that killed it
     activity: Activity
-    sample: int  # the index of the sample, or of the first sample to collate
+    sample: int  # the index of the sample, or of the first sample to collate; 0 if the worker was idle
 
 
 class ActivityTable:
@@ -48,7 +48,10 @@ class ActivityTable:
         self._rows = multiprocessing.RawArray("q", 3 * workers)
 
     def start_worker(self, worker: int) -> None:
-        """Set up worker number `worker` in its own process, as the DataLoader's `worker_init_fn`."""
+        """Record the process id of worker number `worker`, and install its handling of signals and exceptions.
+
+        The DataLoader calls this method in the worker's own process, as its `worker_init_fn`.
+        """
         self._rows[3 * worker] = os.getpid()
         _react_only_to(self._parent)
         sys.excepthook = _print_unless_disconnected
@@ -95,7 +98,10 @@ class WorkerPool:
             return next(self._batches)
 
     def dead_workers(self) -> list[DeadWorker]:
-        """The workers that have ended before `close` was called."""
+        """The workers that have ended; to be called before `close`, which ends the others, too.
+
+        If none has ended, waits up to EXIT_SECONDS for one.
+        """
         if all(worker.is_alive() for worker in self._workers):
             wait([worker.sentinel for worker in self._workers], EXIT_SECONDS)
         ended = [(worker.exitcode, worker.pid) for worker in self._workers]
@@ -113,9 +119,9 @@ class WorkerPool:
 
     @contextmanager
     def _raise_on_death(self) -> Iterator[None]:
-        """A context that raises ChildProcessError if a worker has died or dies inside it.
+        """A context that raises ChildProcessError if a worker has already died, or dies before the context ends.
 
-        PyTorch itself checks only every 5 s.
+        PyTorch itself checks only every 5 s. The context does nothing if `_can_handle_sigchld` is false.
         """
         if not self._workers or not _can_handle_sigchld():
             yield

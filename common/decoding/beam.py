@@ -26,7 +26,7 @@ def beam_search(
     or without EOS.
 
     The tensors hold W hypotheses for each unfinished sentence; W is 1 in the first step. If a sentence has fewer than W
-    hypotheses, its last ones are placeholders with a log probability of minus infinity.
+    hypotheses, they are followed by placeholders with a log probability of minus infinity.
 
     Differs: if a sentence has more than `beam` finished hypotheses, the `beam` best are kept; fairseq keeps the
     earliest.

@@ -1,4 +1,4 @@
-"""The interface between decoding and a model, shared by translators, language models and image GPT."""
+"""The interface between decoding and a model, such as a translator or a language model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,18 @@ class SpecialIds(NamedTuple):
     """The ids of a vocabulary's special entries; `begin` and `end` may be equal."""
 
     begin: int  # the only token of the default prompt
-    end: int  # ends an answer, which does not contain it
+    end: int  # the last token of a complete answer (EOS); `Hypothesis.tokens` does not contain it
     never: tuple[int, ...]  # ids that no answer may contain, such as padding
 
 
 class Decoder(Protocol):
     """A model whose answers can be decoded token by token.
 
-    The decoding state may be of any type. After a state was passed to `reorder`, only the returned state is used. A row
-    of the batch is one hypothesis. All sentences have the same number of rows, and the rows of a sentence are adjacent,
-    before and after `reorder`. So a model can store values that depend only on the source once for each sentence.
+    The decoding state may be of any type. After a state was passed to `reorder`, only the returned state is used.
+
+    A row of the batch is one hypothesis. All unfinished sentences have the same number of rows, and the rows of a
+    sentence are adjacent. This holds before and after `reorder`, which removes the rows of finished sentences. So a
+    model can store values that depend only on the source once for each sentence.
     """
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:

@@ -40,8 +40,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint that holds `content` and, under the key "format", the version of the file format.
 
     At any moment, `path` is either the old file or the complete new one. After an error, the old file is unchanged.
-    Raises TypeError if a value is neither a tensor nor of a plain type, because such a file could not be loaded. Raises
-    OSError if the disk is full or the folder cannot be written.
+    Raises TypeError if a value is neither a tensor nor of a plain type, because a file with such a value could not be
+    loaded. Raises OSError if the disk is full or the folder cannot be written.
     """
     _assert_plain(content, "content")
     temporary = path.with_name(f".{path.name}.tmp")
@@ -68,9 +68,9 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     names (config/migrations.py). For .npz and .safetensors, the result maps names to tensors. Files that are not zip
     files (.safetensors, and PyTorch's format before 1.6) have no checksums, so only their lengths are verified.
 
-    Raises UserError if the file is missing, truncated, altered or of another format, and if a field is missing or has a
-    wrong type. Also raises UserError if the file holds an object that could run code, or a tensor that is sparse,
-    nested, quantised or without content.
+    Raises UserError if the file is missing, truncated or of another format, if a checksum is wrong, and if a field is
+    missing or has a wrong type. Also raises UserError if the file holds an object that could run code, or a tensor that
+    is sparse, nested, quantised or without content.
     """
     path = Path(path)
     if not path.is_file():

@@ -14,7 +14,8 @@ from common.files import schema
 from common.types import Count
 
 Weights = dict[str, Tensor]
-# TO_RESTORE: the fields that are needed to restore a model. TO_RESUME: those that are needed to resume a run.
+# TO_RESTORE: the fields that are needed to restore a model. TO_RESUME: the fields that are needed to resume a run,
+# except `windows`, which `resume_mistake` also requires.
 TO_RESTORE = ("step", "model", "average", "task", "config")
 TO_RESUME = (*TO_RESTORE, "best", "optimizer", "scaler", "overflows", "window_steps")
 
@@ -103,9 +104,10 @@ def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str 
 
 
 def resume_mistake(content: dict[str, Any]) -> str | None:
-    """Describe the first field that is needed to resume a run, but is missing or has a wrong type.
+    """Describe the first mistake that prevents resuming a run from a loaded checkpoint.
 
-    The result is None if there is no mistake.
+    The mistake is a missing field, or a wrong type in `windows`, `scaler` or `optimizer`. The types of the other fields
+    were checked by `first_mistake` when the file was loaded. The result is None if there is no mistake.
     """
     if missing := [f"{name} is missing" for name in TO_RESUME if name not in content]:
         return missing[0]
@@ -119,9 +121,10 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
 
 
 def unusable_tensor(content: Any) -> str | None:
-    """Describe the first tensor in nested containers that cannot be used, as "model.head, a sparse tensor".
+    """Describe an unusable tensor in nested containers, as "model.head, a sparse tensor".
 
-    The result is None if all tensors can be used.
+    A tensor is unusable if it is sparse, nested, quantised or without content. If there are several, one of them is
+    described. The result is None if all tensors can be used.
     """
     pending, visited = [("", content)], set[int]()
     while pending:

@@ -19,7 +19,7 @@ PUT_SECONDS = 10  # the longest wait for a place in the queue of a logger's call
 END_SECONDS = 60  # the longest wait for a logger to close
 MAX_WAITING = 100  # maximum number of calls that wait in the queue of a logger
 
-Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any number
+Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number sent; None if it must not be sent again
 
 
 class LoggerFailure(Exception):
@@ -58,7 +58,7 @@ class Threaded:
             self._put(lambda logger: logger.numbers(step, new))
 
     def picture(self, step: int, name: str, images: Tensor) -> None:
-        """Send images, unless the logger already has numbers of the same evaluation (the same `step` and `name`)."""
+        """Send images, unless the logger already has numbers of `step` under `name`, such as val/AP under val."""
         if not any(sent == step and number.startswith(f"{name}/") for sent, number in self._sent):
             self._put(lambda logger: logger.picture(step, name, images))
 
@@ -69,7 +69,7 @@ class Threaded:
         """Do nothing: a logger in a thread is not tried again after a failure."""
 
     def close(self, finished: bool) -> None:
-        """Wait until the logger has made all calls and is closed; raises LoggerFailure if that takes too long.
+        """Wait until the logger has made all calls and is closed; raises LoggerFailure if that fails or takes too long.
 
         `finished` is False if a signal or an error ended the run.
         """
@@ -118,7 +118,7 @@ class Dispatch:
         """Open the loggers `names`. `sent` is explained in `Threaded`.
 
         Returns a dict from each opened logger, except TensorBoard, to the place where the user can look at the run.
-        TensorBoard reads the run's own folder.
+        TensorBoard has no such place, because it reads the run's own folder.
         """
         for name in dict.fromkeys(names):
             try:

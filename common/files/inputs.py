@@ -1,7 +1,7 @@
 """Find the files that the key `input` names: a file, a folder, a pattern such as photos/*.jpg, or "-" (stdin).
 
-A folder stands for the images in it, at any depth. A value that contains *, ? or [ is a pattern only if no file or
-folder has exactly this name.
+A folder stands for the images in it, at any depth, and for the videos in it if the task reads videos. A value that
+contains *, ? or [ is a pattern only if no file or folder has exactly this name.
 """
 
 import glob
@@ -42,7 +42,7 @@ def read_each(
     The files are those that `find` returns, or standard input. If `input` is one file or standard input, a UserError
     that `read` raises is propagated. Otherwise its message is appended to `unanswered`, and reading continues with the
     next file. For each folder that cannot be read, a sentence is appended to `unanswered`, too. Raises UserError if
-    `input` names no file.
+    `input` names no file. `suffixes` is as in `find`.
     """
     is_one = input == STANDARD_INPUT or os.path.isfile(input)
     files = [_standard_input()] if input == STANDARD_INPUT else find(input, suffixes, unanswered)
@@ -61,8 +61,9 @@ def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[I
     If `input` is the path of a file, only this file is returned, whatever its ending. A folder is searched at any depth
     for files with the ending of an image format, or with an ending in `suffixes` (lower case, with the dot). Image
     formats that cannot be read are included, so that reading such a file raises an error that names it. For a pattern,
-    each folder that matches is searched, and each file that matches must have one of these endings. Pictures that
-    predict.py has written are left out. For each folder that cannot be read, a sentence is appended to `unreadable`.
+    each folder that matches is searched, and a file that matches is returned if it has one of these endings. Pictures
+    and videos that predict.py has written are left out. For each folder that cannot be read, a sentence is appended to
+    `unreadable`.
     """
     path = Path(input)
     if path.is_file():
@@ -98,7 +99,7 @@ def matches(pattern: str) -> list[Path]:
 
 
 def reading_note(input: str) -> str | None:
-    """A note for the log if `input` is an existing path, but as a pattern would also match other paths.
+    """A note for the log if `input` is an existing path and, read as a pattern, would match other paths.
 
     Returns None if `input` does not exist, contains none of *, ? and [, or matches no other path.
     """
@@ -137,7 +138,7 @@ def _name(file: Path, folder: Path) -> str:
 def _files(path: Path, problems: list[str]) -> Iterator[Path]:
     """Yield `path` if it is a file, or all files in the folder `path` at any depth, except in hidden folders.
 
-    Links to folders are followed. A folder that was already reached by another path is skipped, so that a cycle of
+    Links to folders are followed. A folder that was found before, in another folder, is skipped, so that a cycle of
     links ends. For each folder that cannot be read, a sentence is appended to `problems`.
     """
     if not path.is_dir():
@@ -157,7 +158,7 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _without_answers(files: list[Path]) -> list[Path]:
-    """The `files` without pictures that predict.py wrote, which are recognised by the JSON files beside them."""
+    """The `files` except pictures and videos that predict.py wrote, which the JSON files beside them identify."""
     candidates = {file: ending for file in files for ending in ANSWER_PICTURES if file.name.endswith(ending)}
     folders = {(file.parent, ending) for file, ending in candidates.items()}
     written = {folder / name for folder, ending in folders for name in _written_pictures(folder, ending)}

@@ -91,6 +91,6 @@ class LineFile:
 
 
 def as_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Format `values` as a JSON object; floats that are not finite become null, since JSON has no NaN."""
+    """Format `values` as a JSON object; a value that is NaN or infinite becomes null, because JSON has neither."""
     undefined = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     return json.dumps({**values, **dict.fromkeys(undefined)}, indent=indent)

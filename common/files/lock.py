@@ -29,9 +29,9 @@ class InUseError(UserError):
 def lock(folder: Path) -> Iterator[None]:
     """A context that locks an existing folder; raises InUseError if another process holds the lock.
 
-    On Linux and macOS, the lock is a POSIX record lock, which network file systems support, too. Forked workers do not
-    inherit the lock. It is therefore released as soon as the process that took it ends, even if its workers are still
-    running. On a file system without locks, a warning is printed, and the folder is not locked.
+    On Linux and macOS, the lock is a POSIX record lock, which most network file systems support, too. Forked workers do
+    not inherit the lock. It is therefore released as soon as the process that took it ends, even if its workers are
+    still running. On a file system without locks, a warning is printed, and the folder is not locked.
     """
     with open(folder / NAME, "ab+", buffering=0) as file:
         try:

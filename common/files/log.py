@@ -33,8 +33,8 @@ MAX_CONSOLE_NUMBERS = 6  # maximum in a console line about training; metrics.jso
 class Log:
     """The log of one run, to be used as a context manager. On ranks other than 0, nothing is printed or written.
 
-    metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes.
-    Values that depend on the clock go to timing.jsonl.
+    metrics.jsonl holds no values that depend on the clock, so that a repeated run can write the same bytes. Values that
+    depend on the clock go to timing.jsonl.
     """
 
     def __init__(self, folder: Path | None, main: bool):
@@ -115,8 +115,8 @@ class Log:
         """Send numbers and pictures to the loggers `names` from now on; call this before the first step.
 
         The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it. When the run logs
-        the numbers again that `truncate_after` removed, TensorBoard gets all of them, and the other loggers get only
-        those that have changed.
+        the numbers again that `truncate_after` removed, TensorBoard gets all of them. The other loggers get only those
+        of metrics.jsonl that have changed, and none of timing.jsonl.
         """
         if self.folder:
             shown = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
@@ -144,10 +144,11 @@ class Log:
         self.info(table(title, rows))
 
     def numbers(self, step: int, numbers: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
-        """Log numbers of `step` under keys such as train/loss or val/AP; values that are not finite become null.
+        """Log numbers of `step` under keys such as train/loss or val/AP.
 
-        `timing` holds values that depend on the clock, such as samples per second. A progress bar shows the numbers of
-        training. Without a bar, and for all other numbers, a line is printed.
+        In metrics.jsonl and timing.jsonl, NaN and infinity become null. `timing` holds values that depend on the clock,
+        such as samples per second. A progress bar shows the numbers of training. Without a bar, and for all other
+        numbers, a line is printed.
         """
         if not self.main:
             return
@@ -178,7 +179,10 @@ class Log:
             self._loggers.picture(step, name, images)
 
     def show_best(self, text: str) -> None:
-        """Add `text` to all later lines about training; it states the best value so far of the task's goal on val."""
+        """Show `text`, which states the goal's best value on val so far, with all later numbers of training.
+
+        A progress bar shows the text beside the numbers. Without a bar, each line about training contains the text.
+        """
         self._best = text
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Loggers, which show a run's numbers, config and pictures: TensorBoard, Weights & Biases, trackio and MLflow.
 
-Each class has the methods of `Logger`. TensorBoard writes into the run's folder. The other programs may wait for a
-server, so dispatch.py calls them in threads. A logger's package is imported only when a run uses it.
+Each logger's class has the methods of `Logger`. TensorBoard writes into the run's folder. The other programs may wait
+for a server, so dispatch.py calls them in threads. A logger's package is imported only when a run uses it.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ class Description(NamedTuple):
         return "/".join(filter(None, self.folder.absolute().parts[-2:]))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records in metrics.jsonl, up to the step from which the run resumes."""
+        """The records in metrics.jsonl; when loggers are opened, these end at the step from which the run resumes."""
         file = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
@@ -78,7 +78,7 @@ def refuse_missing(names: Sequence[str]) -> None:
     """Raise UserError if the package of one of the loggers `names` is not installed."""
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # a folder without a package has no origin, such as wandb's own folder
+        if spec is None or spec.origin is None:  # a folder that is no package, such as wandb's output wandb/, has none
             listed = ",".join(names)
             raise UserError(
                 f"trainer.log=[{listed}]: {name} is not installed; install it (pip install {name}), or leave it out."

@@ -24,8 +24,8 @@ _ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 def escape(name: str) -> str:
     r"""Escape the bytes of `name` that are not UTF-8, so that it can be printed: 0xE9 becomes \udce9, as in JSON.
 
-    Backslashes before such an escape are doubled, and so are backslashes before text that already looks like an escape.
-    `unescape` can therefore restore the name. Any other name is unchanged.
+    Backslashes are doubled directly before such a byte, and before text that already looks like the rest of an escape
+    (udce9). `unescape` can therefore restore the name. Any other name is unchanged.
     """
 
     def replace(match: re.Match[str]) -> str:

@@ -26,7 +26,8 @@ class Progress:
     def remaining(self) -> str:
         """The total number of steps and the remaining time: " of 1000 ([hours:]minutes:seconds left)".
 
-        The time is extrapolated from the steps after the first one. It is left out until the second step is done.
+        The time is extrapolated from the steps after the first one. It is left out until this process has done two
+        steps.
         """
         timed_steps = self.step - self._first[0] if self._first else 0
         if not self._first or not timed_steps:
