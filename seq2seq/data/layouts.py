@@ -88,8 +88,9 @@ def find_files(root: str, source: str, target: str) -> TextFolder:
     stems = _by_stem(names, (source, target, PAIRS))
     files: dict[Split, Files] = {}
     for split in SPLITS:
-        for stem in _stems_of(split, stems, source, target):
-            files.setdefault(split, _files_of(folder, stem, stems[stem], source, target))
+        stem = next(_stems_of(split, stems, source, target), None)
+        if stem is not None:
+            files[split] = _files_of(folder, stem, stems[stem], source, target)
     if "train" not in files:
         files |= _only_pair(folder, stems, source, target)
     return TextFolder(root=folder, source=source, target=target, names=names, files=files)

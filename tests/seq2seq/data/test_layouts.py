@@ -203,6 +203,13 @@ def test_a_file_of_one_language_alone_is_refused(tmp_path: Path, split: Split) -
         text(tmp_path).count("train")
 
 
+def test_a_file_that_is_not_read_may_be_incomplete(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_files(tmp_path, split, pairs_of(split, 3))
+    (tmp_path / "valid.en").write_text("of an earlier version\n")
+    assert origins(text(tmp_path)) == SEPARATE
+
+
 def test_the_columns_of_pairs_are_not_swapped_against_their_name(tmp_path: Path) -> None:
     write_tsv(tmp_path, "train.de-en", [pair[::-1] for pair in pairs_of("train", 20)])
     with pytest.raises(
