@@ -1,4 +1,4 @@
-"""Train a model: `python train.py model=detr`. `python train.py --help` lists the models, data sets and keys."""
+"""Train a model: `python train.py model=detr`. `--help` lists the models and data sets, and `--cfg job` all keys."""
 
 import json
 import os

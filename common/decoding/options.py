@@ -15,7 +15,7 @@ Hypotheses = Annotated[int, Range(low=1, high=10_000)]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How answers are decoded. An answer's length includes its end, but not its prompt.
+    """How answers are decoded. Lengths count the end token, but not the tokens that are given at the start.
 
     method: "greedy", "beam", "sample" (samples each token by its probability), or "given" (scores the user's
         translations and decodes nothing).

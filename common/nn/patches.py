@@ -61,7 +61,7 @@ def lecun_normal_(weight: Tensor) -> None:
     """Fill a weight (outputs, inputs...) from LeCun's normal distribution, truncated at two standard deviations.
 
     The variance is one over the number of inputs. The code of Dosovitskiy et al. uses this distribution, which is
-    flax's default. Dividing by 0.8796 compensates for the smaller variance of a truncated distribution.
+    flax's default. Truncation reduces the standard deviation to 0.8796 of its value; a division compensates for this.
     """
     deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)

@@ -101,9 +101,9 @@ def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Ten
 def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """Find the one-to-one assignment of output rows to objects with minimum total cost, for each layer and image.
 
-    `outputs` are (L, B, R, ...), and `targets` (T, ...) with the images concatenated. If an image has more objects than
-    output rows that are not padding, the surplus objects are not matched. Costs are copied to the host once, and pairs
-    to the device once.
+    `outputs` are (L, B, R, ...), and `targets` (T, ...) with the objects of all images concatenated. If an image has
+    more objects than output rows that are not padding, the surplus objects are not matched. Costs are copied to the
+    host once, and pairs to the device once.
     """
     pairs: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
@@ -115,7 +115,10 @@ def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
 
 
 def _gather_class(values: Tensor, targets: Targets) -> Tensor:
-    """Select from `values` the class of each of the N padded objects of an image: (L, B, R, K) -> (L, B, R, N)."""
+    """Select from `values` the class of each of the N padded objects of an image: (L, B, R, K') -> (L, B, R, N).
+
+    K' is the number of classes K, or K + 1 with "no object".
+    """
     return values.gather(-1, targets.labels[None, :, None].expand(*values.shape[:3], -1))
 
 

@@ -45,6 +45,7 @@ def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict
 def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
     """The content of generation_config.json: our decoding options, as far as transformers can express them.
 
+    `candidates` is not exported: a user of transformers sets num_return_sequences.
     The length penalty of transformers is n^alpha, which is our "average". "gnmt" is exported as n^alpha with the same
     alpha, and "none" with alpha 0. In transformers, the maximum length of a translation does not depend on the source,
     so the maximum for the longest source is exported.
@@ -54,12 +55,14 @@ def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> 
         "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
         "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
     }
+    sampling_options = {key: predict[key] for key in ("temperature", "top_k", "top_p")}
     return {
         **_ids(entries),
         "bad_words_ids": [[entries - 1], [entries - 2]],
         "num_beams": beams,
         "do_sample": predict["method"] == "sample",
         **(beam_options if beams > 1 else {}),
+        **(sampling_options if predict["method"] == "sample" else {}),
         "forced_eos_token_id": EOS if predict["at_limit"] == "end" else None,
         "max_length": _max_length(model, predict),
     }

@@ -41,9 +41,9 @@ def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -
 
     The table may begin with the rows of the patches, with a row for the class token, or with rows for the class token
     and the registers. If in one of these cases the number of the patches' rows equals the number of patches of the
-    configured grid, this grid is taken. Otherwise, the patches' rows must form a square. A note states the
-    interpretation if it may be wrong. Raises UserError when the configured grid is unknown or does not fit, and there
-    is not exactly one possible square.
+    configured grid, this grid is taken. Otherwise, the patches' rows must form a square. If a grid is configured, a
+    note states an interpretation that may be wrong. Raises UserError when the configured grid is unknown or does not
+    fit, and there is not exactly one possible square.
     """
     patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
     squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]

@@ -206,7 +206,7 @@ class Classification:
         return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
-        """Compute the attention from the pooled query to each patch; see vit/evaluation/attention_maps.py.
+        """Compute the attention to each patch from the class token or, without one, on average from all patches.
 
         Returns (B, heads, h, w), the attention in the layer `layer`, or (B, 1, h, w), the rollout over the layers up to
         this one. Raises UserError if the model lacks an attribute by which patches are located, or if it has no layer

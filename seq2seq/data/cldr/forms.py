@@ -16,7 +16,7 @@ LocalePair = tuple[Locale, Locale]  # source and target
 
 
 def no_words(locale: Locale, value: Any) -> Words:
-    """Return no words. With this default of `Form.words`, values may be in val and test whatever train contains."""
+    """Return no words, so that a form's values may be in val and test even if train lacks them; see `Form.words`."""
     return ()
 
 

@@ -286,6 +286,15 @@ def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
         assert scores == pytest.approx(answer.sequences_scores.tolist(), abs=2e-5)
 
 
+def test_the_options_of_sampling_replace_the_defaults_of_transformers(tmp_path):
+    """Without them, transformers would sample from the 50 likeliest tokens."""
+    model = randomised(ours(MODEL, ENTRIES))
+    search = SEARCH | {"method": "sample", "temperature": 0.7, "top_k": 0, "top_p": 0.9}
+    generation = transformers.GenerationConfig(**marian.export(MODEL, search, model.state_dict(), STATE).generation)
+    assert (generation.do_sample, generation.temperature) == (True, 0.7)
+    assert (generation.top_k, generation.top_p) == (0, 0.9)
+
+
 NOT_EXPORTED = {
     "pre-norm": ({"blocks": MODEL["blocks"] | {"pre_norm": True}}, "model.blocks.pre_norm=true is unsupported"),
     "eps": ({"blocks": MODEL["blocks"] | {"norm_eps": 1e-6}}, "model.blocks.norm_eps=1e-06 is unsupported"),
