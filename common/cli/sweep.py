@@ -211,7 +211,8 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
         name = str(error.missing_cfg_file)
         available, launcher = error.options or [], name.removeprefix("hydra/launcher/")
         if launcher in OPTIONAL_LAUNCHERS and launcher not in available:
-            raise UserError(f'hydra/launcher={launcher} is not installed: pip install -e ".[sweeps]".') from error
+            package = f"hydra-{launcher.partition('_')[0]}-launcher"
+            raise UserError(f"hydra/launcher={launcher} is not installed: pip install {package}.") from error
         raise UserError(f"{name} does not exist{did_you_mean(launcher, available)}") from error
     except (HydraException, *yaml_files.ERRORS) as error:
         raise UserError(f"{yaml_files.describe(error)}.") from error

@@ -58,6 +58,11 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
         empty = config[key] == "" and annotation is str  # as with input=$FILE if FILE is unset; Path("") is "."
+        if key == "input" and (empty or config[key] == "???"):
+            raise UserError(
+                "input has no value: give input=, the path of an image, a folder, a pattern such as 'photos/*.jpg', or "
+                "- for standard input; for a translator, the path of a text file or -."
+            )
         _raise_if(_mistake("???" if empty else config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _refuse_mixed_wings(targets)

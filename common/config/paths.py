@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+from common.config import published
 from common.config.describe import shorten
 from common.config.plain_text import as_plain_text
 from common.errors import UserError
@@ -79,7 +80,11 @@ def _file_of_checkpoint(path: str) -> str:
         return path
     best = os.path.join(path, "checkpoints", "best.pt")
     if not os.path.isfile(os.path.expanduser(best)):
-        raise UserError(f"checkpoint={path}: the folder holds no checkpoints/best.pt; give a run's folder, or a file.")
+        hidden = published.hidden_by_a_path(path)
+        raise UserError(
+            f"checkpoint={path}: the folder holds no checkpoints/best.pt; give a run's folder, or a file."
+            + (f" {hidden}" if hidden else "")
+        )
     return best
 
 

@@ -94,9 +94,7 @@ def import_av(path: Path) -> Any:
     try:
         return importlib.import_module("av")
     except ImportError:
-        raise UserError(
-            f'{path} is a video, which PyAV reads and writes: pip install -e ".[video]", or pip install av.'
-        ) from None
+        raise UserError(f"{path} is a video, which PyAV reads and writes: pip install av.") from None
 
 
 def _upright(frame: Any) -> Tensor:

@@ -64,6 +64,15 @@ class Records(list[Any]):
         return "\n".join(map(_to_html, parts[:MAX_SHOWN])) + more
 
 
+def check_batch(input: dict[Any, Any]) -> None:
+    """Raise UserError for a dict that is not a batch; batches of a data set and of `Task.read` have the key "ids"."""
+    if "ids" not in input:
+        keys = ", ".join(map(str, list(input)[:3])) or "no key"
+        raise UserError(
+            f"The input is a dict with {keys}, and not a batch; give a path, an image, an array, a sentence or a list."
+        )
+
+
 def predict_each(input: Any, predict: Callable[[Any], Records]) -> Records:
     """Return `predict(input)` for one image, or a list with the result for each of several images.
 

@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common.errors import UserError
-from common.machine import distributed
 from common.nn.blocks import Stack
 
 
@@ -23,11 +22,8 @@ def block_matrices(model: nn.Module) -> set[str]:
 
     Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
     Embeddings, output heads and norms are left to AdamW, as in section 2.2 of Liu et al. 2025, and so are biases and
-    convolutions.
-    Raises UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
+    convolutions. Raises UserError if the model has no stack of blocks.
     """
-    if distributed.is_sharded(list(model.parameters())):
-        raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, Stack)]
     if not stacks:
         raise UserError(

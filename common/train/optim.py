@@ -77,7 +77,7 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     Each parameter group has a readable "name", the learning rate before the schedule as "base_lr", and "param_names".
     Raises UserError when a prefix in `rates` matches no parameter, when no parameter is trainable, or for a
     `layer_decay` other than 1 if the model has no method `layers`. For muon, it is also raised when the model has no
-    blocks, or is sharded over processes.
+    blocks.
     """
     groups = _groups(model, options)
     # A fused update is 2.4 times as fast on a CPU core. On devices other than CPU and CUDA, None lets PyTorch choose.
@@ -92,6 +92,12 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
         optimizer = adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     optimizer.register_step_pre_hook(_match_layouts)
     return optimizer
+
+
+def refuse_sharding(options: OptimizerOptions) -> None:
+    """Raise UserError for an optimizer that cannot train a model that FSDP shards over processes."""
+    if options.name == "muon":
+        raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
 
 
 def can_skip_update(optimizer: Optimizer) -> bool:

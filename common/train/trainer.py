@@ -112,6 +112,7 @@ class Trainer:
         total = self.steps or order.steps(self.epochs or 1)
         run.model.to(on)
         if self.strategy == "fsdp":
+            optim.refuse_sharding(run.optimizer)
             distributed.shard(run.model, on)
         options = optim.scale_to_batch(run.optimizer, run.data.batch_size)
         context = _Context(

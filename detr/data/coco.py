@@ -273,11 +273,16 @@ class Coco:
     def advice(self, split: Split) -> list[str]:
         """Return warnings about the annotations of `split`, one sentence each.
 
-        The list is empty if there is no such split, or if its JSON has no key "annotations".
+        The list is empty if there is no such split, or if its JSON has no key "annotations". Images of val or test that
+        are also in train are reported only if train has been read, as it is in training.
         """
         if not self._has_split(split) or not self._arrays(split).labelled:
             return []
-        return [f"{split}: {doubt}." for doubt in notes.doubts(split, self._arrays(split))]
+        doubts = notes.doubts(split, self._arrays(split))
+        train = self._arrays_by_split.get("train")
+        if train and split != "train" and self._required_files(split)[0] == self._required_files("train")[0]:
+            doubts += notes.images_of_train(self._arrays(split), train)
+        return [f"{split}: {doubt}." for doubt in doubts]
 
     def query_advice(self, split: Split, queries: int) -> list[str]:
         """Return a warning if images of `split` have more objects than a detector has queries; otherwise nothing."""

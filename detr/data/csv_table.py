@@ -99,9 +99,19 @@ class CsvTable(Converted):
                 continue
             box = row.box if first_pixel is None else xywh(row.box, first_pixel)
             labels.boxes.append(Box(position, row.name, box, f"line {line}"))
+        _refuse_relative(path, labels.boxes)
         note = _describe(columns, first_pixel)
         labels.notes = [note, *count_note("without objects", "row without a box", empty)]
         return labels
+
+
+def _refuse_relative(path: Path, boxes: Sequence[Box]) -> None:
+    """Raise UserError if no number of a box exceeds 1, as in boxes that are relative to the image size."""
+    if boxes and all(abs(number) <= 1.01 for box in boxes for number in box.xywh):
+        raise UserError(
+            f"{path}: no number of a box exceeds 1, so the boxes are relative to the image size; multiply them by the "
+            "width and height of their images in pixels."
+        )
 
 
 class Row(NamedTuple):
@@ -245,6 +255,7 @@ def _image_folder(path: Path) -> Path:
         return path.parent
     header, rows = _open(path)
     _, row = next(rows, (0, []))
-    names = [cell.strip() for column, cell in zip(header, row, strict=False) if column in IMAGE_COLUMNS]
+    cells = zip(header, row, strict=False)
+    names = [cell.strip().replace("\\", "/") for column, cell in cells if column in IMAGE_COLUMNS]
     is_beside = bool(names) and (path.parent / names[0]).exists() and not (images / names[0]).exists()
     return path.parent if is_beside else images

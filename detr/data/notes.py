@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from common.data.images import hides_orientation
 from common.types import Split
-from detr.data.arrays import SplitArrays
+from detr.data.arrays import SplitArrays, decode
 
 MAX_ORIENTATION_FILES = 4000  # maximum number of a split's images that are opened; a slow drive takes seconds for them
 
@@ -58,6 +58,16 @@ def hidden_orientations(count: int, file: Callable[[int], Path]) -> list[str]:
         f"degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes were "
         "drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
     ]
+
+
+def images_of_train(arrays: SplitArrays, train: SplitArrays) -> list[str]:
+    """Return a warning if images of a split are also in train; both splits have the same folder of images."""
+    names = set(train.files.tolist())
+    shared = [name for name in arrays.files.tolist() if name in names]
+    if not shared:
+        return []
+    counts = f"{len(shared)} of {len(arrays.files)} images are also in train (the first is {decode(shared[0])})"
+    return [f"{counts}, so its metrics are in part those of images that were trained on"]
 
 
 def doubts(split: Split, arrays: SplitArrays) -> list[str]:

@@ -19,7 +19,7 @@ from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
-from common.report.records import Records, draw_on, predict_each
+from common.report.records import Records, check_batch, draw_on, predict_each
 from common.report.video import VideoAnswers
 from common.task import Answer, Batch
 from common.types import Fraction
@@ -65,6 +65,7 @@ class DetectionPrediction(ABC):
         that of `answers`.
         """
         if isinstance(input, dict):
+            check_batch(input)
             return self.answers(model, input)
         return predict_each(input, partial(self._records, model))
 

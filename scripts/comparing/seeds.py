@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,25 +16,32 @@ class Group(NamedTuple):
     seeds: list[Any]  # the seed of each run
     rows: list[Row]  # the row of each run in the table of runs
 
-    def finished(self) -> list[Row]:
-        """Return the rows of finished runs; only these are averaged."""
-        return [row for row in self.rows if row["state"] == "done"]
+    def finished(self) -> dict[Any, list[Row]]:
+        """Return the rows of finished runs by seed; only these are averaged."""
+        rows: dict[Any, list[Row]] = {}
+        for seed, row in zip(self.seeds, self.rows, strict=True):
+            if row["state"] == "done":
+                rows.setdefault(seed, []).append(row)
+        return rows
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric's finite values in the finished runs. Missing values, NaN and infinity are left out."""
-        values = [row.get(metric) for row in self.finished()]
-        return [float(value) for value in values if _is_number(value)]
+        """Return the metric's value for each seed; runs with the same seed are repetitions, and count as their mean.
+
+        Missing values, NaN and infinity are left out.
+        """
+        by_seed = [[row[metric] for row in rows if _is_number(row.get(metric))] for rows in self.finished().values()]
+        return [statistics.fmean(values) for values in by_seed if values]
 
     def mean(self, metric: str) -> float | None:
-        """Return the mean of the metric's finite values, or None if there is none."""
+        """Return the mean of `values`, or None if there are none."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
     def cell(self, metric: str) -> str:
         """Format a metric as "mean ± standard deviation".
 
-        The standard deviation is left out if there is a single value. If only some of the finished runs have a value,
-        the text ends with the number of values, as in "(2 of 3)". If no finished run has a value, the text is "-".
+        The standard deviation is left out if there is a single value. If only some of the finished seeds have a value,
+        the text ends with the number of values, as in "(2 of 3)". If no finished seed has a value, the text is "-".
         """
         values, count = self.values(metric), len(self.finished())
         if not values:
@@ -60,17 +68,18 @@ def groups_of(rows: Sequence[Row], configs: Sequence[Row]) -> list[Group]:
 def means_table(groups: Sequence[Group], columns: Sequence[str]) -> list[list[str]]:
     """Make the rows of a table with a line for each group; the first row is the header.
 
-    The columns are n (the number of finished runs, such as "2 of 3" if a run is unfinished), the seeds of all runs, and
-    the config keys and metrics among `columns`.
+    The columns are n (the number of seeds with a finished run, such as "2 of 3" if a seed has none), all seeds, with
+    the number of runs of a repeated one, and the config keys and metrics among `columns`.
     """
     metrics = [column for column in columns if "/" in column]
     keys = [column for column in columns if column != "seed" and any(column in group.config for group in groups)]
     table = [["n", "seeds", *keys, *metrics]]
     for group in groups:
-        n, runs = len(group.finished()), len(group.rows)
-        count = str(n) if n == runs else f"{n} of {runs}"
+        n, runs = len(group.finished()), Counter(group.seeds)
+        count = str(n) if n == len(runs) else f"{n} of {len(runs)}"
+        seeds = [f"{seed} ({runs[seed]} runs)" if runs[seed] > 1 else f"{seed}" for seed in sorted(runs, key=str)]
         first = [_text(group.config.get(key)) for key in keys]
-        table.append([count, ",".join(map(str, sorted(group.seeds, key=str))), *first, *map(group.cell, metrics)])
+        table.append([count, ",".join(seeds), *first, *map(group.cell, metrics)])
     return table
 
 

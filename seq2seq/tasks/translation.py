@@ -18,7 +18,7 @@ from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.machine.device import to_device
 from common.nn.attention import record_attention
-from common.report.records import Records
+from common.report.records import Records, check_batch
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
@@ -155,6 +155,7 @@ class Translation:
         sentence that cannot be translated, and for any other input.
         """
         if isinstance(input, dict):
+            check_batch(input)
             return self.answers(model, input)
         if isinstance(input, str):
             if os.path.isfile(input):

@@ -281,8 +281,7 @@ def _parsed(path: Path) -> Any:
         from sentencepiece import sentencepiece_model_pb2 as format
     except ImportError as error:
         raise UserError(
-            f'Reading {path} requires the package sentencepiece: pip install -e ".[marian]", or pip install '
-            "sentencepiece protobuf."
+            f"Reading {path} requires the package sentencepiece: pip install sentencepiece protobuf."
         ) from error
     proto: Any = format  # type checkers do not see its classes, which the module creates when it is imported
     try:

@@ -168,6 +168,17 @@ def test_runs_that_differ_by_their_seed_have_a_mean_and_a_sample_deviation(capsy
     ]
 
 
+def test_repeated_runs_of_a_seed_count_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seed 0 has 0.2 (the mean of 0.1 and 0.3) and seed 1 has 0.4: mean 0.3, deviation sqrt(0.02) = 0.1414."""
+    for name, seed, value in (("a", 0, 0.1), ("b", 0, 0.3), ("c", 1, 0.4)):
+        run(name, "model=detr", f"seed={seed}", results={"val/AP": value})
+    assert compare.main(["."]) == 0
+    assert cells(capsys.readouterr().out.split("\n\n")[1]) == [
+        ["n", "seeds", "val/AP"],
+        ["2", "0 (2 runs),1", "0.3000 ± 0.1414"],
+    ]
+
+
 def test_runs_with_different_seeds_and_configs_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", "model=detr", "seed=0", "optimizer.lr=0.1", results={"val/AP": 0.1})
     run("b", "model=detr", "seed=1", "optimizer.lr=0.2", results={"val/AP": 0.1})

@@ -18,7 +18,7 @@ from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
-from common.report.records import Records, draw_on, predict_each
+from common.report.records import Records, check_batch, draw_on, predict_each
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
@@ -173,6 +173,7 @@ class Classification:
         input)`.
         """
         if isinstance(input, dict):
+            check_batch(input)
             return self.answers(model, input)
         return predict_each(input, partial(self._records, model))
 

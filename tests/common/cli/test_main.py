@@ -527,6 +527,11 @@ def test_a_runs_folder_as_checkpoint_is_its_best_one(tmp_path, monkeypatch):
     assert paths.quote_path("data.root=a") == "data.root='a'"
     with pytest.raises(UserError, match=r"^checkpoint=empty: the folder holds no checkpoints/best\.pt; give a run's"):
         paths.quote_path("checkpoint=empty")
+    Path("detr_r50").mkdir()
+    with pytest.raises(
+        UserError, match=r"no checkpoints/best\.pt.* the folder .*detr_r50, and not the published weights"
+    ):
+        paths.quote_path("checkpoint=detr_r50")
 
 
 @pytest.mark.parametrize("path", ["9" * 256, "a/" + "é" * 128, "a/" * 2048 + "b"])
@@ -645,7 +650,7 @@ def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_i
 ) -> None:
     monkeypatch.setattr(sweep, "OPTIONAL_LAUNCHERS", ("ray",))
     message = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
-    assert message == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
+    assert message == "hydra/launcher=ray is not installed: pip install hydra-ray-launcher."
 
 
 def test_a_stop_ends_the_sweep_and_prints_the_line_that_resumes(start: Callable[..., Outcome]) -> None:
@@ -697,7 +702,9 @@ def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcom
     assert message("threshold=1") == "threshold is not a key of this config; did you mean task.predict.threshold?"
     assert message("-m", "split=val,test").startswith("-m sweeps are for train.py")
     assert message("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
-    assert message(door="predict").startswith("input has no value: give input=, text.")
+    assert message(door="predict").startswith(
+        "input has no value: give input=, the path of an image, a folder, a pattern"
+    )
     assert message("input=", door="predict").startswith("input has no value")
     assert message("input=x", "output=", door="predict").startswith("output has no value")
 

@@ -103,7 +103,5 @@ def test_the_frames_before_a_broken_part_are_read(tmp_path: Path) -> None:
 
 def test_without_pyav_one_sentence_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(
-        UserError, match=r'a\.mp4 is a video, .* PyAV .*: pip install -e "\.\[video\]", or pip install av'
-    ):
+    with pytest.raises(UserError, match=r"a\.mp4 is a video, .* PyAV .*: pip install av"):
         next(read_frames(tmp_path / "a.mp4"))

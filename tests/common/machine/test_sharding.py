@@ -3,7 +3,6 @@
 Each comparison runs the same function in one process and in several ranks.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from common.config.check import build
 from common.config.compose import configure
 from common.data.batching import Order, steps
-from common.errors import UserError
 from common.files import checkpoint
 from common.machine import distributed
 from common.nn.linear import Linear
@@ -175,19 +173,6 @@ def test_values_copied_into_a_sharded_model_are_gathered_unchanged_on_every_rank
         assert_equal(result["loaded"], result["to load"])
         assert result["own"] < 0.7 * result["all"], "a part"
     assert sum(result["own"] for result in ranks) == ranks[0]["all"]
-
-
-def refusal_of_muon() -> str:
-    """The message about Muon on a sharded model."""
-    with pytest.raises(UserError) as error:
-        optim.build(toy(), replace(OPTIMIZER, name="muon"))
-    return str(error.value)
-
-
-def test_muon_is_refused_for_a_sharded_model(tmp_path: Path) -> None:
-    assert all(
-        "needs whole matrices; use trainer.strategy=ddp" in text for text in run_ranks(tmp_path, 2, refusal_of_muon)
-    )
 
 
 # A step.

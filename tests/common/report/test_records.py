@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
-from common.report.records import MAX_SHOWN, MAX_SIDE, Records, draw_on, predict_each
+from common.report.records import MAX_SHOWN, MAX_SIDE, Records, check_batch, draw_on, predict_each
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -28,6 +28,12 @@ def test_records_behave_as_the_list_that_they_are() -> None:
         assert records[0] is plain[0] and type(records[:1]) is list and [*records, 1] == [*plain, 1]
         for copied in (copy.deepcopy(records), pickle.loads(pickle.dumps(records))):
             assert copied == plain and copied._repr_png_() == records._repr_png_()
+
+
+def test_a_dict_that_is_no_batch_is_refused() -> None:
+    check_batch({"ids": [1], "images": None})
+    with pytest.raises(UserError, match=r"a dict with a, b, and not a batch; give a path, an image"):
+        check_batch({"a": 1, "b": 2})
 
 
 def test_a_picture_is_shown_alone_and_text_without_one() -> None:

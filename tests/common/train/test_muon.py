@@ -169,6 +169,12 @@ def test_a_state_without_the_momentum_of_a_matrix_is_refused(tmp_path: Path):
         optim.refuse_incomplete(optimizer, saved, tmp_path)
 
 
+def test_a_strategy_that_shards_matrices_is_refused_for_any_number_of_processes():
+    with pytest.raises(UserError, match=r"optimizer\.name=muon needs whole matrices; use trainer\.strategy=ddp"):
+        optim.refuse_sharding(OPTIONS)
+    optim.refuse_sharding(replace(OPTIONS, name="adamw"))
+
+
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(UserError, match=r"which Linear does not have; use optimizer\.name=adamw"):
         optim.build(nn.Linear(2, 2), OPTIONS)

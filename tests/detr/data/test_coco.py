@@ -526,7 +526,17 @@ def doubts(data: Coco, queries: int = 100) -> list[str]:
 
 def test_good_annotations_raise_no_doubt(make_data: Callable[..., Coco]):
     data = make_data(COCO_JSON)
-    assert [warning for split in SPLITS for warning in (*data.advice(split), *data.query_advice(split, 2))] == []
+    assert [warning for split in SPLITS for warning in data.query_advice(split, 2)] == []
+    assert data.advice("train") == data.advice("val") == []
+
+
+def test_images_of_test_that_are_also_in_train_are_reported_once_train_has_been_read(
+    make_data: Callable[..., Coco],
+):
+    data = make_data(COCO_JSON)  # test has the JSON of train
+    assert data.advice("train") == []
+    (warning,) = data.advice("test")
+    assert warning.startswith("test: 3 of 3 images are also in train (the first is b.png), so its metrics are in part")
 
 
 @pytest.mark.parametrize("annotations", [[], [annotation(iscrowd=1)], [annotation(bbox=[1, 1, 0, 4])]])

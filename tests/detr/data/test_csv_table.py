@@ -113,6 +113,12 @@ def test_several_tables_or_none_are_refused(tmp_path: Path):
         table(tmp_path).count("train")
 
 
+def test_backslashes_separate_folders_in_a_table_beside_images(tmp_path: Path):
+    text = f"{PLAIN}images\\a.png,cat,2,3,6,8"
+    root = write(tmp_path / "t.csv", text, "images/a.png")
+    assert objects(table(root)) == [("cat", [2, 3, 4, 5])]
+
+
 def test_rows_without_a_box_are_images_without_objects(tmp_path: Path):
     text = f"{PLAIN}a.png,cat,2,3,6,8\nb.png,,,,,\na.png,dog,1,1,2,2\n"
     data = table(write(tmp_path / "t.csv", text, "a.png", "b.png"))
@@ -149,6 +155,7 @@ BROKEN = {
         r"line 3 gives a.png another size than a line above",
     ),
     "long field": (f'{PLAIN}a.png,"{"x" * 200_000}",1,2,3,4', r"line 2 is not CSV \(field larger than"),
+    "relative": (f"{PLAIN}a.png,cat,0.1,0.2,0.3,0.4", r"no number of a box exceeds 1, so the boxes are relative"),
     "missing image": (f"{PLAIN}b.png,cat,1,2,3,4", r"lacks the size of .*b.png, and it cannot be read"),
 }
 
