@@ -10,3 +10,14 @@ def small_matrix_products(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         from scripts.benchmarks import flops
 
         monkeypatch.setattr(flops, "MATRIX_SIDES", {"cpu": (64, 128), "cuda": (256,)})
+
+
+@pytest.fixture
+def peaks_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure peaks in this process: a process for each row, as in a report, takes most of the time at toy sizes.
+
+    test_benchmark_numbers.py tests the measurement in a process of its own.
+    """
+    from scripts.benchmarks import peak
+
+    monkeypatch.setattr(peak, "measure_peaks", lambda build, setting: peak._row_peaks(build(setting), setting.device))

@@ -22,18 +22,13 @@ from scripts.benchmarks import detr, detr_peer, learning, vit, vit_input, vit_pe
 from vit.importing import layouts
 
 
-@pytest.fixture
-def peaks_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure peaks in this process: a process for each row, as in a report, takes most of the time at toy sizes."""
-    monkeypatch.setattr(peak, "measure_peaks", lambda build, setting: peak._row_peaks(build(setting), setting.device))
-
-
 def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
     out = tmp_path / "report.json"
     return benchmark.main([suite, "--tiny", "--device", "cpu", "--warm-up", "0", "--out", str(out), *options]), out
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("peaks_in_process")
 @pytest.mark.parametrize(
     ("suite", "rows"),
     [
