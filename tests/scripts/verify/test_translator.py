@@ -52,6 +52,11 @@ def test_another_layout_of_sines_gives_other_outputs(file, capsys):
     assert "OUTPUTS DIFFER" in capsys.readouterr().out
 
 
+def test_averaged_weights_that_the_file_lacks_are_refused(file, capsys):
+    assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL, "weights=ema"]) == 2
+    assert "weights=ema, but this file of another program holds no averaged weights" in capsys.readouterr().err
+
+
 def test_files_without_a_peer_are_refused(file, capsys):
     for changes, message in (
         ({"model_type": "bart"}, "config.json in its folder says model_type=bart"),

@@ -144,6 +144,9 @@ def test_a_split_with_fewer_classes_is_evaluated_and_noted(imagenet: Path):
     assert [data.sample("test", i, None)["label"] for i in range(5)] == [0, 0, 2, 2, 2]
     data.set_learnt_classes(["ant", "bee", "dog"])
     assert data.classes() == ["ant", "cat"], "other classes than those of the model stay, and are refused by the task"
+    data = folder(root=str(imagenet), train=str(imagenet / "gone"))
+    data.set_learnt_classes(["ant", "bee", "cat"])
+    assert data.classes() == ["ant", "bee", "cat"], "a data.train that does not exist is a missing train"
 
 
 NUMBERED = {str(i): 1 for i in (1, 2, 10, 11, 3)}
