@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config.check import build
+from common.config.check import build, construct
 from common.config.compose import configure
 from common.errors import UserError
 from common.files import checkpoint
@@ -15,18 +15,9 @@ from common.nn.blocks import BlockOptions, Stack
 from common.train import optim
 from common.train.optim import OptimizerOptions
 
-OPTIONS = OptimizerOptions(
-    name="muon",
-    lr=0.02,
-    weight_decay=0.3,
-    decay_norms=False,
-    betas=(0.8, 0.9),
-    eps=1e-3,
-    momentum=0.9,
-    rates={},
-    layer_decay=1.0,
-    reference_batch=None,
-    scaling="linear",
+CONFIG = configure("train", ["model=vit", "optimizer=muon"])["optimizer"]
+OPTIONS = replace(
+    construct(OptimizerOptions, CONFIG), lr=0.02, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-3, momentum=0.9
 )
 # Of the updates' norm. torch orthogonalises in bf16: 15 matrix products, each rounded by up to 2^-9, and an iteration
 # multiplies the errors of small singular values by up to 3.44: sqrt(15) * 2^-9 * 3.44 = 0.026.
