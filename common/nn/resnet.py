@@ -190,8 +190,8 @@ class Backbone(nn.Module):
     ) -> Tensor | None:
         """Return the mask (B, H', W') of the positions that are not padding in a map of `map_shape` (H', W').
 
-        `shape` is the padded (H, W) of the images, and `sizes` as in `forward`. With `official_padding`, the mask of the pixels is resampled by
-        nearest neighbour, which may differ by a row or a column.
+        `shape` is the padded (H, W) of the images, and `sizes` as in `forward`. With `official_padding`, the mask of
+        the pixels is resampled by nearest neighbour, which may differ by a row or a column.
         """
         if sizes is None or not self.official_padding:
             return None if sizes is None else real_positions(shape, sizes, stride)

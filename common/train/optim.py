@@ -203,7 +203,9 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
     if unmatched := next((part for part, names in matching.items() if not names), None):
         parts = {".".join(name.split(".")[:length]) for name in parameters for length in (1, 2)}
         parts |= {word for name in parameters for word in name.split(".")}
-        raise UserError(f"optimizer.rates.{unmatched} matches no parameter of the model{did_you_mean(unmatched, parts)}")
+        raise UserError(
+            f"optimizer.rates.{unmatched} matches no parameter of the model{did_you_mean(unmatched, parts)}"
+        )
     undecayed: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
     matrices = block_matrices(model) if options.name == "muon" else set()
@@ -213,7 +215,9 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
             continue
         part = max((part for part, names in matching.items() if name in names), key=len, default="")
         depth = next((depth for prefix, depth in depths.items() if _has_prefix(name, prefix)), 0)
-        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_has_prefix(name, prefix) for prefix in undecayed))
+        decays = options.decay_norms or (
+            parameter.ndim >= 2 and not any(_has_prefix(name, prefix) for prefix in undecayed)
+        )
         layer = f", {depth} below the output" if depths else ""
         muon = name in matrices and decays
         group = groups.setdefault(

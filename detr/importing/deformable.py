@@ -60,7 +60,12 @@ NAMES = Table(  # (official, ours)
 )
 LEFT_OUT = r".*(\.num_batches_tracked|total_ops|total_params)"
 REQUIRED = (
-    *("backbone.0.body.conv1.weight", "input_proj.0.0.weight", "transformer.level_embed", "bbox_embed.0.layers.0.weight"),
+    *(
+        "backbone.0.body.conv1.weight",
+        "input_proj.0.0.weight",
+        "transformer.level_embed",
+        "bbox_embed.0.layers.0.weight",
+    ),
     "transformer.encoder.layers.0.self_attn.sampling_offsets.weight",
     "transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",
 )
@@ -156,9 +161,10 @@ def _shared_heads(weights: dict[str, Tensor], refined: bool) -> dict[str, Tensor
 
 def _check_equal(tensors: dict[str, Any], name: str, copy: str) -> None:
     if name not in tensors or not torch.equal(tensors[name], tensors[copy]):
+        names = [NAMES.to_theirs(x) or x for x in (name, copy)]
         raise UserError(
-            f"The checkpoint's tensors {name} and {copy} differ, although they are one tensor in the official network; "
-            "give a file of fundamentalvision/Deformable-DETR as published."
+            f"The checkpoint's tensors {names[0]} and {names[1]} differ, although they are one tensor in the official "
+            "network; give a file of fundamentalvision/Deformable-DETR as published."
         )
 
 

@@ -75,6 +75,7 @@ class Projection(nn.Module):
         self.norm = MaskedGroupNorm(math.gcd(MAX_GROUPS, width), width)
         self.official_padding = official_padding
         nn.init.xavier_uniform_(self.conv.weight)
+        assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:

@@ -36,7 +36,9 @@ class Queries(NamedTuple):
     """
 
     x: Tensor  # (B, Q, C)
-    guide: Any  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), or several tensors
+    guide: (
+        Any  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), or several tensors
+    )
     # Mask of self-attention (B or 1, 1, Q, Q): the entry [..., i, j] is True if query i may attend to query j. None =
     # every query may attend to every query. An ordinary query must not attend to a query built from hints.
     may_look: Tensor | None = None
@@ -119,8 +121,8 @@ class QueryDetector(nn.Module, ABC):
     def fetch_weights(self) -> str | None:
         """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
 
-        Returns None, and loads nothing, if `model.backbone.weights` is "none" or the detector has no `backbone`. This method is called only for a new run
-        that does not start from a checkpoint.
+        Returns None, and loads nothing, if `model.backbone.weights` is "none" or the detector has no `backbone`. This
+        method is called only for a new run that does not start from a checkpoint.
         """
         backbone = getattr(self, "backbone", None)
         if not isinstance(backbone, Backbone) or backbone.options.weights == "none":

@@ -41,7 +41,8 @@ def sample_grid(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
         sampled.append(F.grid_sample(image, grids[:, :, level], align_corners=False))  # (B h, D, N, P)
     weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     summed = (torch.cat(sampled, -1) * weights).sum(-1)  # (B h, D, N)
-    return summed.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, N, h D)
+    output: Tensor = summed.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)  # (B, N, h D)
+    return output
 
 
 def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -77,4 +78,5 @@ def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
 
 
 def _split(values: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:
-    return values.split([height * width for height, width in shapes], dim=1)
+    parts: tuple[Tensor, ...] = values.split([height * width for height, width in shapes], dim=1)
+    return parts

@@ -55,8 +55,8 @@ class Detection(DetectionPrediction):
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
     metrics; all packages give identical values. `detections_per_image` is the number of detections of an image, which
-    are then the pairs of a query and a class with the highest scores; None = one for each query. A subclass may add terms and costs to `criterion`, and override `hints`
-    and `answer_sets`.
+    are then the pairs of a query and a class with the highest scores; None = one for each query. A subclass may add
+    terms and costs to `criterion`, and override `hints` and `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)

@@ -56,7 +56,10 @@ def official_shapes(levels: int, refine: bool, two_stage: bool) -> dict[str, tup
 
     for level, channels in enumerate((512, 1024, 2048, 2048) if levels == 4 else (2048,)):
         kernel = 3 if level == 3 else 1
-        shapes |= {f"input_proj.{level}.0.weight": (256, channels, kernel, kernel), f"input_proj.{level}.0.bias": (256,)}
+        shapes |= {
+            f"input_proj.{level}.0.weight": (256, channels, kernel, kernel),
+            f"input_proj.{level}.0.bias": (256,),
+        }
         norm(f"input_proj.{level}.1")
     for i in range(6):
         for layer, attention in ((f"encoder.layers.{i}", "self_attn"), (f"decoder.layers.{i}", "cross_attn")):
@@ -169,7 +172,7 @@ def test_counters_are_left_out_and_listed() -> None:
 
 
 def test_only_our_detector_is_exported() -> None:
-    with pytest.raises(UserError, match="patches.weight has no place in the official Deformable DETR"):
+    with pytest.raises(UserError, match=r"patches\.weight has no place in the official Deformable DETR"):
         export({**tiny("refinement"), "patches.weight": torch.zeros(1)})
 
 
