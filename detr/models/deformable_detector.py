@@ -9,7 +9,7 @@ features and masks as in the official code.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from detr.models.deformable_attention import DeformableAttention, References
 from detr.models.detector import BoxHead
 from detr.models.levels import SamplingOptions, SinePositionOptions
 from detr.models.proposals import ProposalHead, Proposals, select_best
-from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
+from detr.models.query_detector import Image, Outputs, Queries, QueryDetector, refuse_hints
 from detr.models.reference_boxes import boxes_from, encode_boxes
 
 PRIOR = 0.01  # initial probability of each class (Lin et al. 2017, arXiv 1708.02002, section 4.1)
@@ -42,7 +42,9 @@ class Guide(NamedTuple):
 class DeformableDetector(QueryDetector):
     """Deformable DETR, optionally with box refinement and with two stages."""
 
-    decided_by_data = ("class_head",)  # not loaded from a checkpoint with other classes, even if their number is equal
+    decided_by_data: ClassVar[tuple[str, ...]] = (
+        "class_head",
+    )  # not loaded from a checkpoint with other classes, even if their number is equal
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class DeformableDetector(QueryDetector):
         logits: the number K' of logits of each query; None = one for each class and one for "no object".
         """
         super().__init__()
+        self.logits = classes + 1 if logits is None else logits
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
         if two_stage and not refine:
@@ -99,7 +102,7 @@ class DeformableDetector(QueryDetector):
         self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm, attention=attention)
         self.decoder = Stack(blocks, layers=decoder_layers, final_norm=pre_norm, cross=True, cross_attention=attention)
         self._add_queries(queries, two_stage)
-        self._add_heads(classes + 1 if logits is None else logits, decoder_layers, two_stage)
+        self._add_heads(self.logits, decoder_layers, two_stage)
         self._initialise()
 
     def _add_queries(self, queries: int, two_stage: bool) -> None:
@@ -129,20 +132,25 @@ class DeformableDetector(QueryDetector):
         for module in self.modules():
             if isinstance(module, DeformableAttention):
                 module.reset_parameters()
-        if self.proposals is None:
-            nn.init.xavier_uniform_(self.reference_points.weight)
-            nn.init.zeros_(self.reference_points.bias)
-        else:
+        for class_head, box_head in self._head_pairs():
+            nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))
+            nn.init.zeros_(box_head[-1].weight)
+            nn.init.zeros_(box_head[-1].bias)
+        self._initialise_queries()
+
+    def _head_pairs(self) -> list[tuple[Any, Any]]:
+        """Return the class and box heads."""
+        if not self.guided:
+            return [(self.class_head, self.box_head)]
+        return list(zip(self.class_head, self.box_head, strict=True))  # type: ignore[call-overload]
+
+    def _initialise_queries(self) -> None:
+        if self.proposals is not None:
             nn.init.xavier_uniform_(self.box_embedding[0].weight)  # type: ignore[arg-type]
-        class_heads = self.class_head if isinstance(self.class_head, nn.ModuleList) else [self.class_head]
-        box_heads = self.box_head if isinstance(self.box_head, nn.ModuleList) else [self.box_head]
-        for class_head, box_head in zip(class_heads, box_heads, strict=True):
-            nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
-            last = box_head[-1]  # type: ignore[index]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        if self.proposals is None:  # proposals have sides of their own
-            box_heads[0][-1].bias[2:] = INITIAL_SIDE  # type: ignore[index]
+            return
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+        self._head_pairs()[0][1][-1].bias[2:] = INITIAL_SIDE  # proposals have sides of their own
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
         """Encode images (B, 3, H, W) to the memory (B, M, C) of the M tokens of all levels.
@@ -154,7 +162,7 @@ class DeformableDetector(QueryDetector):
         memory, real = levels.concatenate(maps)  # (B, M, C), (B, M) or None
         dtype = torch.promote_types(self.level_embedding.dtype, torch.float32)
         geometry = levels.geometry(maps, dtype)
-        encodings = levels.positions(maps, self.width, self.position_options.temperature, dtype)
+        encodings = levels.positions(maps, self.width, self.position_options, dtype)
         positions = torch.cat([x + level for x, level in zip(encodings, self.level_embedding, strict=True)], 1)
         positions = positions.to(memory.dtype)  # (B or 1, M, C)
         if self.position_options.at_input:
@@ -166,7 +174,7 @@ class DeformableDetector(QueryDetector):
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Create queries (B, Q, C) from learned embeddings or, in two stages, from proposals; `hints` must be None."""
-        assert hints is None, "Deformable DETR takes no hints"
+        refuse_hints(self, hints)
         memory = image.memory.values
         assert memory is not None
         with full_precision(memory.device):
@@ -181,7 +189,7 @@ class DeformableDetector(QueryDetector):
         The proposals are class-agnostic: only the first logit counts, and every object has the label 0 in their loss.
         """
         proposals: Proposals = head(image, self.class_head[-1], self.box_head[-1])  # type: ignore[index]
-        best = select_best(proposals.logits[..., 0].detach(), proposals.valid, self.query_count)  # (B, Q)
+        best, _ = select_best(proposals.logits[..., 0], proposals.valid, self.query_count)  # (B, Q)
         boxes = proposals.boxes_cxcywh.detach().gather(1, best[..., None].expand(-1, -1, 4))  # (B, Q, 4)
         positions, x = self.box_embedding(encode_boxes(boxes, self.width // 2)).chunk(2, -1)  # (B, Q, C) each
         outputs: Outputs = {"logits": proposals.logits, "boxes_cxcywh": proposals.boxes_cxcywh}

@@ -15,7 +15,7 @@ from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
 from common.types import Fraction, Layers, Positive, PositiveFloat
-from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
+from detr.models.query_detector import Image, Outputs, Queries, QueryDetector, refuse_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Detector(QueryDetector):
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Create queries with x = 0 and learned query positions as `guide`, both (B, Q, C); `hints` must be None."""
-        assert hints is None, "DETR takes no hints"
+        refuse_hints(self, hints)
         values = image.memory.values
         assert values is not None
         queries = self.queries.weight.to(values.dtype).expand(values.shape[0], -1, -1)  # (B, Q, C)

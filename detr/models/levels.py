@@ -43,11 +43,14 @@ class SinePositionOptions:
     kind: "sine"; learned positions are not available, because their tables do not fit maps of high resolution.
     temperature: temperature of the sines, 10,000 in the paper.
     at_input: whether the encodings are also added to the encoder's input.
+    centred: whether the coordinate of a token is that of its centre, as in Deformable DETR, or of its right and lower
+        edge, as in DETR and DINO.
     """
 
     kind: Literal["sine"]
     temperature: PositiveFloat
     at_input: bool
+    centred: bool
 
 
 class Geometry(NamedTuple):
@@ -145,11 +148,14 @@ def concatenate(levels: Sequence[FeatureMap]) -> tuple[Tensor, Tensor | None]:
     return memory, torch.cat(masks, 1) if masks else None
 
 
-def positions(levels: Sequence[FeatureMap], width: int, temperature: float, dtype: torch.dtype) -> list[Tensor]:
+def positions(
+    levels: Sequence[FeatureMap], width: int, options: SinePositionOptions, dtype: torch.dtype
+) -> list[Tensor]:
     """Compute the sine encodings (B or 1, H W, width) of each level, in `dtype` (float32 or float64)."""
     encodings = []
     for features, real, _ in levels:
         if real is None:
             real = torch.ones(1, *features.shape[-2:], dtype=torch.bool, device=features.device)
-        encodings.append(sine_2d(real, width, temperature, centred=True, dtype=dtype).flatten(1, 2))
+        encoding = sine_2d(real, width, options.temperature, centred=options.centred, dtype=dtype)
+        encodings.append(encoding.flatten(1, 2))
     return encodings

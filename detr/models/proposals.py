@@ -63,15 +63,16 @@ def initial_boxes(geometry: Geometry) -> tuple[Tensor, Tensor]:
     return boxes, ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(-1)
 
 
-def select_best(scores: Tensor, valid: Tensor, count: int) -> Tensor:
+def select_best(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the indices (B, count) of the valid tokens with the highest scores (B, M), the highest first.
 
-    If an image has fewer valid tokens than `count`, they are repeated in the same order. Invalid tokens are never
-    selected, except in an image without any valid token.
+    If an image has fewer valid tokens than `count`, they are repeated in the same order; the second result (B, count)
+    is False for repeated tokens. Invalid tokens are never selected, except in an image without any valid token.
     """
-    scores = scores.masked_fill(~valid, -torch.inf)
+    scores = scores.detach().masked_fill(~valid, -torch.inf)
+    numbers = torch.arange(count, device=scores.device)
     if torch.compiler.is_exporting():  # the graph cannot repeat tokens
-        return scores.topk(count, dim=1).indices
+        return scores.topk(count, dim=1).indices, (numbers >= 0).expand(scores.shape[0], -1)
     order = scores.topk(min(count, scores.shape[1]), dim=1).indices
     available = valid.sum(1, keepdim=True).clamp(1, order.shape[1])  # (B, 1)
-    return order.gather(1, torch.arange(count, device=scores.device) % available)
+    return order.gather(1, numbers % available), numbers < available

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.machine.device import full_precision
 from common.nn.blocks import Memory
 from common.nn.resnet import Backbone
@@ -136,6 +137,15 @@ class QueryDetector(nn.Module, ABC):
         # The heads compute in full precision: with the 8 significant bits of bf16, boxes would be wrong by pixels.
         with full_precision(x.device):
             return self.read(layer, x.to(next(self.parameters()).dtype), guide, image)
+
+
+def refuse_hints(model: nn.Module, hints: dict[str, Tensor] | None) -> None:
+    """Raise UserError if `hints` is not None, for a model that builds no queries from hints."""
+    if hints is not None:
+        raise UserError(
+            f"{type(model).__name__} has no denoising queries; give a model that has (model=dino), or "
+            "task._target_=detr.tasks.detection.Detection."
+        )
 
 
 def _split_hints(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:

@@ -33,7 +33,7 @@ from detr.importing import deformable, official
 from detr.tasks.prediction import DetectionPrediction
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
-PROPOSAL_SETS = ("proposals",)  # answer sets of two-stage detectors, beside "queries"
+PROPOSAL_SETS = ("proposals", "selected")  # answer sets of two-stage detectors, beside "queries"
 MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
 
 

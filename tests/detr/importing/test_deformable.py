@@ -35,7 +35,7 @@ def detector(**changed: Any) -> DeformableDetector:
         "dropout": 0.1,
         "pre_norm": False,
         "queries": 300,
-        "positions": SinePositionOptions(kind="sine", temperature=10000.0, at_input=False),
+        "positions": SinePositionOptions(kind="sine", temperature=10000.0, at_input=False, centred=True),
         "refine": False,
         "two_stage": False,
         "auxiliary": True,

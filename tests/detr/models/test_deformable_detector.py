@@ -36,7 +36,7 @@ SMALL = {
     "width": 64,
     "heads": 4,
     "pre_norm": True,
-    "positions": SinePositionOptions(kind="sine", temperature=20.0, at_input=True),
+    "positions": SinePositionOptions(kind="sine", temperature=20.0, at_input=True, centred=True),
 }
 SIZES = ((130, 161), (160, 120), (141, 150))
 
@@ -56,7 +56,7 @@ def deformable(variant: str, *, width: int = 256, layers: int = 2, **changed: An
         "dropout": 0.0,
         "pre_norm": False,
         "queries": QUERIES,
-        "positions": SinePositionOptions(kind="sine", temperature=10000.0, at_input=False),
+        "positions": SinePositionOptions(kind="sine", temperature=10000.0, at_input=False, centred=True),
         "auxiliary": True,
         "official_padding": False,
         **VARIANTS[variant],
