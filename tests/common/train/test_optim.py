@@ -105,6 +105,21 @@ class Layered(nn.Module):
         return [("stem", "table"), *((f"blocks.{i}",) for i in range(11)), ("head",)]
 
 
+def test_a_part_inside_names_matches_unless_a_name_begins_with_it():
+    """ "0" begins no name of the model, so it matches "body.0"; "body" begins names, so it does not match "x.body"."""
+    model = torch.nn.ModuleDict({"body": torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))})
+    model["x"] = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2)})
+    rates = rates_by_name(optim.build(model, replace(OPTIONS, lr=1.0, rates={"body": 0.5, "1": 0.1, "body.1.bias": 3})))
+    assert rates == {
+        "body.0.weight": 0.5,
+        "body.0.bias": 0.5,
+        "body.1.weight": 0.5,
+        "body.1.bias": 3.0,
+        "x.body.weight": 1.0,
+        "x.body.bias": 1.0,
+    }
+
+
 def rates_by_name(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {name: g["base_lr"] for g in optimizer.param_groups for name in g["param_names"]}
 

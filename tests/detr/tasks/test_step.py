@@ -14,48 +14,16 @@ from common.data.batching import rank_samples
 from common.errors import UserError
 from common.nn.resnet import BackboneOptions
 from common.train import optim
-from common.train.optim import OptimizerOptions
 from common.train.step import Stepper, step_normalisers
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
-from detr.data.coco import Coco, Files
-from detr.data.transforms import Augmentation
 from detr.models.detector import Detector, PositionOptions
 from detr.tasks.detection import Detection, PredictOptions
+from tests.stepping import OPTIMIZER, SPLITS, batches, data, normalise64, samples
 
 SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
 
 QUERIES = 5
-SPLITS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
-OPTIMIZER = OptimizerOptions(
-    name="adamw",
-    lr=1e-3,
-    weight_decay=1e-2,
-    decay_norms=False,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    momentum=0.0,
-    rates={"backbone": 0.1},
-    layer_decay=1.0,
-    reference_batch=None,
-    scaling="linear",
-)
-
-
-def data() -> Coco:
-    nowhere = Files(images=None, annotations=None)
-    augmentation = Augmentation(kind="none", sizes=[64], eval_size=64, max_size=64, middle_sizes=[64], crop=(32, 64))
-    return Coco(
-        root=None,
-        train=nowhere,
-        val=nowhere,
-        test=nowhere,
-        val_count=0,
-        batch_size=8,
-        augmentation=augmentation,
-        pad_to=1,
-        cache=False,
-    )
 
 
 def task() -> Detection:
@@ -98,31 +66,6 @@ def model(dtype: torch.dtype, backbone: str = "small") -> Detector:
     ).to(dtype)
 
 
-def samples() -> list[dict]:
-    """Eight images of unequal size; one has no object and one has more than there are queries."""
-    rng = torch.Generator().manual_seed(1)
-    images = []
-    for i, count in enumerate([2, 0, 7, 1, 3, 1, 0, 4]):
-        height, width = 33 + 9 * i, 120 - 11 * i
-        corners = torch.rand(count, 2, generator=rng) * torch.tensor([width, height]) * 0.5
-        images.append(
-            {
-                "id": i,
-                "file": str(i),
-                "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng),
-                "original_size": (height, width),
-                "boxes": torch.cat([corners, corners + torch.tensor([width, height]) * 0.4], dim=1),
-                "labels": torch.randint(0, 3, (count,), generator=rng),
-            }
-        )
-    return images
-
-
-def batches(counts: list[int], part: list[dict] | None = None) -> list[dict]:
-    iterator = iter(samples() if part is None else part)
-    return [data().collate([next(iterator) for _ in range(count)]) for count in counts]
-
-
 def make_stepper(dtype: torch.dtype, clip_norm: float | None, backbone: str = "small") -> Stepper:
     network = model(dtype, backbone)
     return Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
@@ -150,7 +93,7 @@ def test_gradients_do_not_depend_on_the_split(split):
 
 @pytest.mark.parametrize("backbone", ["small", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_parameters_after_a_clipped_step_do_not_depend_on_the_split(monkeypatch, backbone):
-    monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
+    monkeypatch.setattr("detr.tasks.detection.normalise", normalise64)
     whole = updated(batches(SPLITS["1x8"]), backbone)
     assert (updated(batches(SPLITS["3+1+4"]), backbone) - whole).abs().max() <= 1e-10
     before = torch.cat([p.detach().flatten() for p in make_stepper(torch.float64, 0.1, backbone).parameters])
@@ -170,16 +113,10 @@ def test_a_mean_of_means_is_another_step():
     assert (torch.stack(wrong).mean(0) - whole).norm() > 1e-3 * whole.norm()
 
 
-def _normalise64(images, sizes, dtype):
-    from common.data.images import normalise
-
-    return normalise(images, sizes, torch.float64)
-
-
 def step_on_rank(rank: int, folder: str) -> None:
     import detr.tasks.detection
 
-    detr.tasks.detection.normalise = _normalise64
+    detr.tasks.detection.normalise = normalise64
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     for name, counts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
         part = rank_samples(samples(), rank, 2)
@@ -195,7 +132,7 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
     multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "pycocotools.cocoeval"])
     mp.start_processes(step_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
-    monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
+    monkeypatch.setattr("detr.tasks.detection.normalise", normalise64)
     whole = updated(batches(SPLITS["1x8"]))
     for name in ("4+4", "3+1 and 4", "8+0"):
         for rank in range(2):
