@@ -40,17 +40,20 @@ _DECODER_LAYER = (
     ("norm2.", "residuals.0.norm."),
     ("norm3.", "residuals.2.norm."),
 )
-NAMES = Table(  # (official, ours)
+COMMON_NAMES = (  # (official, ours), of Deformable DETR and of DINO
     *with_prefixes("backbone.0.body.", "backbone.", RESNET),
     ("input_proj.{i}.0.", "project.{i}.conv."),
     ("input_proj.{i}.1.", "project.{i}.norm."),
     ("transformer.level_embed", "level_embedding"),
     *with_prefixes("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_LAYER),
     *with_prefixes("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_LAYER),
-    ("transformer.reference_points.", "reference_points."),
-    ("query_embed.", "queries."),
     ("transformer.enc_output.", "proposals.project."),
     ("transformer.enc_output_norm.", "proposals.norm."),
+)
+NAMES = Table(
+    *COMMON_NAMES,
+    ("transformer.reference_points.", "reference_points."),
+    ("query_embed.", "queries."),
     ("transformer.pos_trans.", "box_embedding.0."),
     ("transformer.pos_trans_norm.", "box_embedding.1."),
     ("class_embed.{i}.", "class_head.{i}."),
@@ -58,6 +61,7 @@ NAMES = Table(  # (official, ours)
     ("bbox_embed.{i}.layers.1.", "box_head.{i}.2."),
     ("bbox_embed.{i}.layers.2.", "box_head.{i}.4."),
 )
+DECODER = "transformer.decoder."  # prefix of the official decoder's copies of the heads
 LEFT_OUT = r".*(\.num_batches_tracked|total_ops|total_params)"
 REQUIRED = (
     *(
@@ -92,19 +96,23 @@ def adopt(content: dict[str, Any]) -> Adopted:
     tensors that must be equal differ.
     """
     tensors, extra = unwrap(content, ("model",), "a Deformable-DETR file as published", ("model", "net"))
-    tensors, repeated = _without_repeated_heads(tensors)
+    tensors, repeated = without_repeated_heads(tensors)
     weights, _, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)
     if unknown or extra:
         name = [*unknown, *extra][0]
         raise UserError(_refusal(tensors, f"it has {name}, which an official Deformable DETR does not"))
     if missing := next((name for name in REQUIRED if name not in tensors), None):
         raise UserError(_refusal(tensors, f"it has no {missing}"))
-    weights = _shared_heads(weights, refined=bool(repeated))
+    if not repeated:
+        weights = shared_heads(weights)
     head = next((weights[name] for name in ("class_head.weight", "class_head.0.weight") if name in weights), None)
-    if head is None:
-        return Adopted(weights, {}, left_out)
-    names = COCO_NAMES if len(head) == len(COCO_NAMES) else [f"class {i}" for i in range(len(head))]
-    return Adopted(weights, {"categories": [{"id": i, "name": name} for i, name in enumerate(names)]}, left_out)
+    return Adopted(weights, {} if head is None else {"categories": numbered_categories(len(head))}, left_out)
+
+
+def numbered_categories(count: int) -> list[dict[str, Any]]:
+    """Return the categories of a file with `count` sigmoid columns; 91 columns are COCO's category ids."""
+    names = COCO_NAMES if count == len(COCO_NAMES) else [f"class {i}" for i in range(count)]
+    return [{"id": i, "name": name} for i, name in enumerate(names)]
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -112,43 +120,46 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
     Raises UserError for a tensor that the official network does not have.
     """
-    layers = 1 + max(int(match[1]) for name in weights if (match := re.match(r"decoder\.blocks\.(\d+)\.", name)))
     refined, two_stage = "box_head.0.0.weight" in weights, "proposals.project.weight" in weights
-    if not refined:
-        weights = {
-            f"{head}.{layer}.{rest}" if head in ("class_head", "box_head") else name: value
-            for name, value in weights.items()
-            for head, _, rest in [name.partition(".")]
-            for layer in (range(layers) if head in ("class_head", "box_head") else [0])
-        }
-    renamed = rename(weights, NAMES.to_theirs)
+    renamed = rename(weights if refined else repeat_heads(weights), NAMES.to_theirs)
     if renamed.unknown:
         raise UserError(
             f"{renamed.unknown[0]} has no place in the official Deformable DETR; only "
             "detr.models.deformable_detector.DeformableDetector can be exported."
         )
-    tensors = dict(renamed.tensors)
-    repeated = [*["bbox_embed."] * refined, *["class_embed."] * two_stage]
-    copies = {f"transformer.decoder.{n}": value for n, value in tensors.items() if n.startswith(tuple(repeated))}
-    return {"model": tensors | (copies if repeated else {})}
+    heads = (*["bbox_embed."] * refined, *["class_embed."] * two_stage)
+    return {"model": renamed.tensors | copies_in_decoder(renamed.tensors, heads)}
 
 
-def _without_repeated_heads(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def repeat_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name the class and the box head that all decoder layers share once for each layer."""
+    layers = 1 + max(int(match[1]) for name in weights if (match := re.match(r"decoder\.blocks\.(\d+)\.", name)))
+    repeated: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        head, _, rest = name.partition(".")
+        shared = head in ("class_head", "box_head")
+        repeated |= {f"{head}.{layer}.{rest}": value for layer in range(layers)} if shared else {name: value}
+    return repeated
+
+
+def copies_in_decoder(tensors: dict[str, Tensor], heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors of `heads` (prefixes of official names) under the names of the decoder's copies."""
+    return {f"{DECODER}{name}": value for name, value in tensors.items() if heads and name.startswith(heads)}
+
+
+def without_repeated_heads(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Remove the decoder's copies of the heads; returns the other tensors, and the names of the removed ones.
 
     Raises UserError if a copy differs from its original.
     """
-    prefix = "transformer.decoder."
-    repeated = [n for n in tensors if n.startswith((f"{prefix}bbox_embed.", f"{prefix}class_embed."))]
+    repeated = [name for name in tensors if name.startswith((f"{DECODER}bbox_embed.", f"{DECODER}class_embed."))]
     for name in repeated:
-        _check_equal(tensors, name.removeprefix(prefix), name)
+        _check_equal(tensors, name.removeprefix(DECODER), name)
     return {name: value for name, value in tensors.items() if name not in repeated}, repeated
 
 
-def _shared_heads(weights: dict[str, Tensor], refined: bool) -> dict[str, Tensor]:
-    """Without refinement, keep one of the equal heads of all layers; raises UserError if they differ."""
-    if refined:
-        return weights
+def shared_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keep one of the equal heads of all layers; raises UserError if they differ."""
     shared: dict[str, Tensor] = {}
     for name, value in weights.items():
         match = re.fullmatch(r"(class_head|box_head)\.(\d+)\.(.+)", name)
@@ -164,7 +175,7 @@ def _check_equal(tensors: dict[str, Any], name: str, copy: str) -> None:
         names = [NAMES.to_theirs(x) or x for x in (name, copy)]
         raise UserError(
             f"The checkpoint's tensors {names[0]} and {names[1]} differ, although they are one tensor in the official "
-            "network; give a file of fundamentalvision/Deformable-DETR as published."
+            "network; give the file as published."
         )
 
 

@@ -29,7 +29,7 @@ from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
-from detr.importing import deformable, official
+from detr.importing import deformable, dino, official
 from detr.tasks.prediction import DetectionPrediction
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
@@ -108,7 +108,9 @@ class Detection(DetectionPrediction):
         self._categories = state["categories"]
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Import an official file of DETR or Deformable DETR, in which the class index is the COCO category id."""
+        """Import an official file of DETR, Deformable DETR or DINO; its class index is the COCO category id."""
+        if dino.recognises(tensors):
+            return dino.adopt(tensors)
         return deformable.adopt(tensors) if deformable.recognises(tensors) else official.adopt(tensors)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:

@@ -248,7 +248,7 @@ def plain_forward(model: Dino, images: Tensor, sizes: Tensor, extra: dict[str, T
 @pytest.mark.parametrize("two_stage", [True, False], ids=["proposed boxes", "learned boxes"])
 @pytest.mark.parametrize("denoised", [True, False], ids=["denoising", "alone"])
 def test_outputs_and_gradients_are_those_of_an_independent_computation(two_stage: bool, denoised: bool) -> None:
-    """In float64, on a padded batch of unequal sizes with 2, 0 and 3 objects, with the official treatment of padding."""
+    """In float64, on a padded batch of unequal sizes with 2, 0 and 3 objects, with official padding."""
     model, (images, sizes) = dino(two_stage=two_stage, official_padding=True), inputs()
     extra = hints([2, 0, 3]) if denoised else None
     actual = group_by_set(model(images, sizes, extra))
