@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.nn.linear import Linear
-from detr.models.sampling import Shapes, sample
+from detr.models.sampling import Shapes, sample, widths_and_heights
 
 
 class References(NamedTuple):
@@ -90,5 +90,4 @@ class DeformableAttention(nn.Module):
         offsets = offsets.to(places.dtype)
         if places.shape[-1] == 4:
             return places[..., :2] + offsets * places[..., 2:] * (0.5 / self.points)
-        cells = places.new_tensor([[width, height] for height, width in guide.shapes])  # (L, 2)
-        return places + offsets / cells[:, None]
+        return places + offsets / widths_and_heights(guide.shapes, places)[:, None]

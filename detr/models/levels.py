@@ -17,7 +17,7 @@ from common.nn.norms import MaskedGroupNorm
 from common.nn.positions import sine_2d
 from common.nn.resnet import FeatureMap, PyramidBackbone
 from common.types import Positive, PositiveFloat
-from detr.models.sampling import Shapes
+from detr.models.sampling import Shapes, widths_and_heights
 
 MAX_GROUPS = 32  # of the GroupNorm after each projection; the official code has 32
 
@@ -131,7 +131,7 @@ def geometry(levels: Sequence[FeatureMap], dtype: torch.dtype) -> Geometry:
     centres, ratios = [], []
     for features, real, _ in levels:
         height, width = features.shape[-2:]
-        cells = torch.tensor([[width, height]], dtype=dtype, device=features.device)  # (1, 2)
+        cells = widths_and_heights([(height, width)], features.new_empty(0, dtype=dtype))  # (1, 2)
         inside = cells if real is None else torch.stack((real[:, 0].sum(-1), real[:, :, 0].sum(-1)), -1).to(dtype)
         rows, columns = (torch.arange(side, dtype=dtype, device=features.device) + 0.5 for side in (height, width))
         grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # (H W, 2)

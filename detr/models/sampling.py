@@ -55,7 +55,7 @@ def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     maps = [value.unflatten(1, shape) for value, shape in zip(_split(values, shapes), shapes, strict=True)]
     table = torch.cat([F.pad(x, (0, 0, 1, 2, 1, 2)).flatten(1, 2) for x in maps], 1)  # (B, M', h D)
     positions = table.shape[1]  # M'
-    width_height = locations.new_tensor([[width, height] for height, width in shapes])[:, None]  # (L, 1, 2)
+    width_height = widths_and_heights(shapes, locations)[:, None]  # (L, 1, 2)
     # In cells of the map with its border: the centre of the first cell of the image is at 1.
     place = torch.minimum((locations * width_height + 0.5).clamp(min=0), width_height + 1)
     corner = place.detach().nan_to_num().int()  # (B, N, h, L, P, 2), the upper left of four neighbours
@@ -75,6 +75,13 @@ def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
         rows.view(bags), table.view(batch * positions * heads, -1), per_sample_weights=shares.view(bags), mode="sum"
     )
     return summed.view(batch, queries, -1)
+
+
+def widths_and_heights(shapes: Shapes, like: Tensor) -> Tensor:
+    """Return the width and height of each level as a tensor (L, 2), with the dtype and device of `like`."""
+    if torch.compiler.is_exporting():  # a tensor made from numbers would be a constant in the graph
+        return torch.stack([torch.stack([like.new_ones(w).sum(), like.new_ones(h).sum()]) for h, w in shapes])
+    return like.new_tensor([[width, height] for height, width in shapes])
 
 
 def _split(values: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """Plan the export of a detector as one graph, from images and their sizes to scores, labels and boxes."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,8 @@ from torch.export import Dim
 from common.data.images import MEAN, STD
 from common.nn.positions import Learned2d
 from detr.criterion.answers import Classification, detections, probabilities, unstack_layers
+from detr.criterion.boxes import to_xyxy
+from detr.models.deformable_detector import DeformableDetector
 from detr.tasks.detection import Detection
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import absolute_difference
@@ -27,34 +30,34 @@ BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [
 class Detections(nn.Module):
     """A detector that returns scores, labels and boxes instead of logits."""
 
-    def __init__(self, model: nn.Module, classification: Classification):
+    def __init__(self, model: nn.Module, classification: Classification, limit: int | None):
         super().__init__()
-        self.model, self.classification = model, classification
+        self.model, self.classification, self.limit = model, classification, limit
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
+        """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, D), labels (B, D), boxes (B, D, 4).
 
-        Q is the number of queries. `sizes` are the height and width of each image without padding; None means that no
-        image is padded. A query's label is its most probable class, where "no object" does not count as a class. Its
-        score is the probability of this class. Boxes are xyxy, relative to the width and height of their image without
-        padding.
+        The D detections are those of `detr.criterion.answers.detections`: one for each query, or with `limit` the
+        pairs of a query and a class with the highest scores. `sizes` are the height and width of each image without
+        padding; None means that no image is padded. Boxes are xyxy, relative to the width and height of their image
+        without padding.
         """
-        return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
+        return detections(self.classification, unstack_layers(self.model(images, sizes))[-1], self.limit)
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
     """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns."""
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
-    images, sizes = _sample_batch([(70, 60), (64, 61), (50, 33)])
+    images, sizes = _sample_batch(_scaled([(70, 60), (64, 61), (50, 33)], model))
     graph = Graph(
         "model",
-        Detections(model, task.classification),
+        Detections(model, task.classification, task.detections_per_image),
         {"images": images, "sizes": sizes},
         {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
         {
-            "scores": "(batch, queries): the probability of the label",
-            "labels": "(batch, queries): the likeliest class, an index into classes",
-            "boxes": "(batch, queries, 4): left, top, right, bottom as shares of the image's own width and height",
+            "scores": "(batch, detections): the probability of the label",
+            "labels": "(batch, detections): the likeliest class, an index into classes",
+            "boxes": "(batch, detections, 4): left, top, right, bottom as shares of the image's own width and height",
         },
     )
     metadata = {
@@ -66,7 +69,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
 
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
         function = functions["model"]
-        return [row for shapes in BATCHES for row in _compare(model, task.classification, function, shapes)]
+        return [row for shapes in BATCHES for row in _compare(model, task, function, _scaled(shapes, model))]
 
     return Plan([graph], dimensions, metadata, {}, [], compare)
 
@@ -89,14 +92,29 @@ def preprocessing(data: Any) -> dict[str, Any]:
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
     """Return the free dimensions "height" and "width" of an exported detector's images.
 
-    Both are at least STRIDE + 1 pixels. For a model with learned position embeddings, they also have a maximum.
+    Both are at least `_shortest_side` pixels. For a model with learned position embeddings, they also have a maximum.
     """
-    shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
+    shortest, longest = _shortest_side(model), None
+    description = f"{shortest} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
     if isinstance(positions, Learned2d) and stages:
         longest = stages[-1][2] * positions.rows.num_embeddings
         description = f"{shortest} to {longest} pixels"
     return {name: Dimension(Dim(name, min=shortest, max=longest), description) for name in ("height", "width")}
+
+
+def _shortest_side(model: nn.Module) -> int:
+    """Return the smallest side of an image, in pixels, that an exported detector accepts.
+
+    The map of the largest stride needs two rows and columns. In a two-stage detector, the map of highest resolution
+    needs a token for each query, because graphs do not repeat proposals.
+    """
+    if not isinstance(model, DeformableDetector):
+        return STRIDE + 1
+    extra = len(model.project) - model.backbone.count
+    stride = model.backbone.stages[-model.backbone.count][2]
+    tokens = math.ceil(math.sqrt(model.query_count)) if model.proposals is not None else 0
+    return max(STRIDE * 2**extra + 1, stride * tokens)
 
 
 def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -109,24 +127,52 @@ def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return images, sizes
 
 
+def _scaled(shapes: list[tuple[int, int]], model: nn.Module) -> list[tuple[int, int]]:
+    """Multiply heights and widths so that sides of STRIDE + 1 pixels become at least `_shortest_side`."""
+    factor = math.ceil(_shortest_side(model) / (STRIDE + 1))
+    return [(height * factor, width * factor) for height, width in shapes]
+
+
 @torch.no_grad()
 def _compare(
-    model: nn.Module, classification: Classification, function: GraphFunction, shapes: list[tuple[int, int]]
+    model: nn.Module, task: Detection, function: GraphFunction, shapes: list[tuple[int, int]]
 ) -> list[Comparison]:
     """Compare the outputs of the exported graph `function` with the model's on one batch of images.
 
     `shapes` holds the (height, width) of each image. For labels, the difference of a query is the model's highest class
-    probability minus the model's probability of the exported label.
+    probability minus the model's probability of the exported label. With `detections_per_image`, the order of nearly
+    equal scores may differ, so an exported detection is compared with the model's nearest query: see `_distance`.
     """
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))
     outputs = unstack_layers(model(images, sizes if padded else None))[-1]
-    exported, class_probabilities = function(images, sizes), probabilities(classification, outputs["logits"])
-    scores, _, boxes = detections(classification, outputs)
-    label_scores = class_probabilities.gather(-1, exported["labels"][..., None])[..., 0]  # (B, Q, K) -> (B, Q)
+    exported, class_probabilities = function(images, sizes), probabilities(task.classification, outputs["logits"])
+    scores, _, boxes = detections(task.classification, outputs, task.detections_per_image)
     inputs = f"{len(shapes)} x 3 x {images.shape[2]} x {images.shape[3]}{', padded' if padded else ''}"
+    if task.detections_per_image is not None:
+        distance = _distance(exported, class_probabilities, to_xyxy(outputs["boxes_cxcywh"]))
+        return [
+            Comparison(inputs, "scores", absolute_difference(exported["scores"], scores)),
+            Comparison(inputs, "scores and boxes by label", distance),
+        ]
+    label_scores = class_probabilities.gather(-1, exported["labels"][..., None])[..., 0]  # (B, Q, K) -> (B, Q)
     return [
         Comparison(inputs, "scores", absolute_difference(exported["scores"], scores)),
         Comparison(inputs, "labels", absolute_difference(label_scores, scores)),
         Comparison(inputs, "boxes", absolute_difference(exported["boxes"], boxes)),
     ]
+
+
+def _distance(exported: Mapping[str, Tensor], class_probabilities: Tensor, boxes: Tensor) -> float:
+    """Return the largest distance of an exported detection to the model's nearest query.
+
+    The distance of a query is the largest difference of its probability of the exported label to the exported score,
+    and of its box to the exported one. The result is infinite if a box is not finite. `class_probabilities` are (B, Q,
+    K), and `boxes` (B, Q, 4) xyxy.
+    """
+    if not exported["boxes"].isfinite().all():
+        return float("inf")
+    labels = exported["labels"][:, None].expand(-1, boxes.shape[1], -1)  # (B, Q, D)
+    of_scores = (class_probabilities.gather(-1, labels) - exported["scores"][:, None]).abs()  # (B, Q, D)
+    of_boxes = (boxes[:, :, None] - exported["boxes"][:, None]).abs().amax(-1)  # (B, Q, D)
+    return float(torch.maximum(of_scores, of_boxes).amin(1).max())

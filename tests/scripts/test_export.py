@@ -37,12 +37,15 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5}
 WORDS = replace(BYTE_OPTIONS, pieces="characters", vocabulary=320)
 LINES = ["Hello there, 12 days ago in the night"] * 3 + ["Vor 12 Tagen, in der Nacht: 3,14 Euro"] * 3
 SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24"]
+SMALL_DEFORMABLE = ("model.width=16", "model.heads=2", "model.feedforward=24", "model.decoder_layers=2")
 SMALL = {
     "vit": [*SMALL_VIT, "model.registers=1"],
     "detr": [
         *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "model.queries=7"),
         *("model.encoder_layers=1", "model.decoder_layers=2"),
     ],
+    "deformable": [*SMALL_DEFORMABLE, "model=deformable_detr"],
+    "dino": [*SMALL_DEFORMABLE, "model=dino", "model.queries=7"],
     "seq2seq": [
         *("model=seq2seq", "model.width=16", "model.heads=2", "model.feedforward=24", "model.longest=40"),
         *("model.encoder_layers=1", "model.decoder_layers=2", "task.predict.longest_extra=9"),
@@ -57,6 +60,9 @@ def save_checkpoint(path: Path, wing: str, *changes: str) -> Path:
     if wing == "vit":
         task: dict[str, Any] = {"classes": ["ant", "bee", "cat"]}
         arguments: dict[str, Any] = {"classes": 3, "channels": 1, "image_size": (8, 8)}
+    elif wing in ("deformable", "dino"):
+        task = {"categories": [{"id": 10 * i, "name": f"thing {i}"} for i in range(3)]}
+        arguments = {"classes": 3, "logits": 3}
     elif wing == "detr":
         task = {"categories": [{"id": 10 * i, "name": f"thing {i}"} for i in range(3)]}
         arguments = {"classes": 3}
@@ -271,6 +277,11 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("detr", ["model.positions.kind=learned", "model.pre_norm=false", "model.auxiliary=false"]),
         ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
+        ("deformable", []),
+        ("deformable", ["model.refine=false", "task.detections_per_image=null", "model.official_padding=true"]),
+        ("deformable", ["model.two_stage=true", "model.queries=7"]),
+        ("dino", []),
+        ("dino", ["model.two_stage=false", "model.backbone.name=resnet18", "model.sampling.levels=4"]),
         ("seq2seq", ["model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"]),
         ("seq2seq", ["model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"]),
     ],
