@@ -174,6 +174,11 @@ class Backbone(nn.Module):
             return x, F.interpolate(real_pixels, size=x.shape[-2:])[:, 0].bool()
         return x, real_positions(shape, sizes, after)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the feature map of images with this height and width in pixels."""
+        stride = self.stages[-1][2]
+        return (height - 1) // stride + 1, (width - 1) // stride + 1
+
 
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
     """Return a boolean mask (B, H', W') of the positions that are not padding in a feature map with stride `stride`.

@@ -179,7 +179,16 @@ class Detection(DetectionPrediction):
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
+        """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,).
+
+        With the option `attention`, the answer to a batch of `read` also has `attention`, what the Q queries and the
+        encoder at the centres of their boxes attend to (`detr.evaluation.attention.Attended`).
+        """
+        if self.options.attention and "names" in batch:  # not in evaluation
+            return self._with_attention(self._detections, model, batch)
+        return self._detections(model, batch)
+
+    def _detections(self, model: nn.Module, batch: Batch) -> list[Answer]:
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
         scores, labels, boxes = detections(self.classification, last)

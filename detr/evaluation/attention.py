@@ -1,0 +1,129 @@
+"""Record what a detector's queries, and positions of its encoder, attend to while it predicts.
+
+The modules are found by their names: the last one that ends in `cross_attention`, and the last one under `encoder.`. A
+module of full attention (`common.nn.attention.Attention`) gives maps; a module with sampled attention gives points
+(`common.nn.recording.record_samples`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.nn.attention import Attention, record_attention
+from common.nn.recording import Samples, record_samples
+
+Size = tuple[int, int]  # height and width
+
+
+class Points(NamedTuple):
+    """The n = h L P sampling points of each of Q queries, of all heads and levels."""
+
+    locations: Tensor  # (Q, n, 2) as x, y relative to the image
+    weights: Tensor  # (Q, n), summing to 1
+    references: Tensor | None  # (Q, 2), the queries' reference points, relative to the image; None = unknown
+
+
+class Attended(NamedTuple):
+    """What is attended to in one image, for each of Q queries: points, or maps (Q, h, H', W') stretched over the image.
+
+    `centres` is the attention of the encoder's position at the centre of each query's box, None without an encoder.
+    """
+
+    queries: Tensor | Points
+    centres: Tensor | Points | None
+
+
+Recorded = dict[str, list[Any]]  # "queries" and perhaps "encoder" -> a (B, h, N, M) tensor, or `Samples`, per call
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Recorded]:
+    """Record the attention of the last decoder layer ("queries") and, if there is one, of the last encoder layer.
+
+    Raises UserError if the model has no cross-attention that can be recorded, or no method that tells its maps' sizes.
+    """
+    modules = _modules(model)
+    if any(isinstance(module, Attention) for module in modules.values()) and not hasattr(model, "memory_grid"):
+        raise UserError(
+            f"task.predict.attention: {type(model).__name__} has no method memory_grid(height, width), which tells the "
+            "size of the map that its queries attend to; use attention=false."
+        )
+    holder = nn.ModuleDict(modules)
+    with record_attention(holder) as maps, record_samples(holder) as samples:
+        calls: Recorded = {**maps, **samples}
+        yield {name: calls[name] for name in modules}
+
+
+def attended(model: Any, recorded: Recorded, boxes: Tensor, size: Size, padded: Size) -> Attended:
+    """Convert what `record` recorded for a batch of one image.
+
+    Args:
+        model: the model.
+        recorded: the result of `record`.
+        boxes: (Q, 4) xyxy relative to the image, the boxes of all queries.
+        size: height and width of the image in pixels, without padding.
+        padded: height and width of the model's input in pixels.
+    """
+    queries = recorded["queries"][-1]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (Q, 2) as x, y
+    own = recorded["encoder"][-1] if "encoder" in recorded else None
+    if isinstance(own, Samples):
+        share = size[0] / padded[0], size[1] / padded[1]
+        height, width = own.shapes[0]
+        tokens = _tokens(centres, (height * share[0], width * share[1]), width)
+        own = own._replace(locations=own.locations[:, tokens], weights=own.weights[:, tokens], references=None)
+    elif own is not None:
+        own = own[:, :, _tokens(centres, model.memory_grid(*size), model.memory_grid(*padded)[1])]
+    return Attended(*(None if x is None else _of_image(model, x, size, padded) for x in (queries, own)))  # type: ignore[arg-type]
+
+
+def rows(attention: Tensor | Points, indices: Tensor) -> Tensor | Points:
+    """Select the queries with the given indices (n,)."""
+    if isinstance(attention, Points):
+        references = None if attention.references is None else attention.references[indices]
+        return Points(attention.locations[indices], attention.weights[indices], references)
+    return attention[indices]
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules whose attention is recorded: "queries" and, if there is one, "encoder"."""
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Attention) or hasattr(module, "recorded_samples")
+    }
+    cross = [module for name, module in modules.items() if name.endswith("cross_attention")]
+    if not cross:
+        raise UserError(
+            f"task.predict.attention: {type(model).__name__} has no module named cross_attention that records what its "
+            "queries attend to; use attention=false."
+        )
+    encoder = [module for name, module in modules.items() if name.startswith("encoder.")]
+    return {"queries": cross[-1], **({"encoder": encoder[-1]} if encoder else {})}
+
+
+def _tokens(centres: Tensor, cells: tuple[float, float], row: int) -> Tensor:
+    """Return the indices (Q,) of the positions at `centres` (Q, 2), x, y relative to the image.
+
+    The image covers `cells`, a number of rows and of columns, of a map whose rows have `row` positions.
+    """
+    x, y = ((centres[:, axis] * cells[1 - axis]).long().clamp(0, max(0, int(cells[1 - axis]) - 1)) for axis in (0, 1))
+    return y * row + x
+
+
+def _of_image(model: Any, attention: Tensor | Samples, size: Size, padded: Size) -> Tensor | Points:
+    """Convert (1, h, Q, M) to maps (Q, h, H', W') of the image without its padding, or samples to points."""
+    if isinstance(attention, Samples):
+        to_image = torch.tensor([padded[1] / size[1], padded[0] / size[0]])
+        weights = attention.weights[0].float().cpu()  # (Q, h, L, P)
+        locations = attention.locations[0].float().cpu() * to_image
+        references = None if attention.references is None else attention.references[0].float().cpu() * to_image
+        return Points(locations.flatten(1, 3), weights.flatten(1) / weights.shape[1], references)
+    height, width = model.memory_grid(*size)
+    maps: Tensor = attention[0].float().cpu().transpose(0, 1).unflatten(-1, model.memory_grid(*padded))
+    maps = maps[..., :height, :width]
+    return maps
