@@ -113,12 +113,13 @@ def _size(image: Tensor) -> Tensor:
 
 
 def _outlined(image: Tensor, box: Sequence[float], colour: tuple[int, int, int]) -> Tensor:
-    """Draw the outline of a box xyxy, clipped to the image, with a thin dark line inside it."""
+    """Draw the outline of a box xyxy, clipped to the image, between two thin dark lines."""
     picture: Image.Image = to_pil_image(image)
     pen = ImageDraw.Draw(picture)
     x0, x1 = (min(max(round(x), 0), picture.width - 1) for x in box[0::2])
     y0, y1 = (min(max(round(y), 0), picture.height - 1) for y in box[1::2])
-    pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=OUTLINE)
+    pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0), width=OUTLINE + 2)
+    pen.rectangle((x0, y0, x1, y1), outline=colour, width=OUTLINE)
     pixels: Tensor = pil_to_tensor(picture)
     return pixels
 
