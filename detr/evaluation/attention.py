@@ -5,7 +5,7 @@ module of full attention (`common.nn.attention.Attention`) gives maps; a module 
 (`common.nn.recording.record_samples`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,17 +20,18 @@ Size = tuple[int, int]  # height and width
 
 
 class Points(NamedTuple):
-    """The n = h L P sampling points of each of Q queries, of all heads and levels."""
+    """The n = h L P sampling points, of all heads and levels, of each of D detections."""
 
-    locations: Tensor  # (Q, n, 2) as x, y relative to the image
-    weights: Tensor  # (Q, n), summing to 1
-    references: Tensor | None  # (Q, 2), the queries' reference points, relative to the image; None = unknown
+    locations: Tensor  # (D, n, 2) as x, y relative to the image
+    weights: Tensor  # (D, n), summing to 1
+    references: Tensor | None  # (D, 2), the queries' reference points, relative to the image; None = unknown
 
 
 class Attended(NamedTuple):
-    """What is attended to in one image, for each of Q queries: points, or maps (Q, h, H', W') stretched over the image.
+    """What is attended to in one image: points, or maps (D, h, H', W') stretched over the image.
 
-    `centres` is the attention of the encoder's position at the centre of each query's box, None without an encoder.
+    `queries` is the attention of the query of each of D detections. `centres` is that of the encoder's position at the
+    centre of each detection's box (in the first level), None without an encoder.
     """
 
     queries: Tensor | Points
@@ -58,31 +59,39 @@ def record(model: nn.Module) -> Iterator[Recorded]:
         yield {name: calls[name] for name in modules}
 
 
-def attended(model: Any, recorded: Recorded, boxes: Tensor, size: Size, padded: Size) -> Attended:
+def attended(
+    model: Any, recorded: Recorded, boxes: Tensor, queries: Tensor | None, size: Size, padded: Size
+) -> Attended:
     """Convert what `record` recorded for a batch of one image.
 
     Args:
         model: the model.
         recorded: the result of `record`.
-        boxes: (Q, 4) xyxy relative to the image, the boxes of all queries.
+        boxes: (D, 4) xyxy relative to the image, the boxes of the detections.
+        queries: (D,) the index of each detection's query; None = detection i is that of query i.
         size: height and width of the image in pixels, without padding.
         padded: height and width of the model's input in pixels.
     """
-    queries = recorded["queries"][-1]
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (Q, 2) as x, y
-    own = recorded["encoder"][-1] if "encoder" in recorded else None
+    cross = _of_image(model, recorded["queries"][-1], size, padded)
+    if queries is not None:
+        cross = rows(cross, queries)
+    if "encoder" not in recorded:
+        return Attended(cross, None)
+    own = recorded["encoder"][-1]
     if isinstance(own, Samples):
-        share = size[0] / padded[0], size[1] / padded[1]
-        height, width = own.shapes[0]
-        tokens = _tokens(centres, (height * share[0], width * share[1]), width)
+        cells, row = _real_shapes(own.shapes, size, padded)[0], own.shapes[0][1]
+    else:
+        cells, row = model.memory_grid(*size), model.memory_grid(*padded)[1]
+    tokens = _tokens((boxes[:, :2] + boxes[:, 2:]) / 2, cells, row)
+    if isinstance(own, Samples):
         own = own._replace(locations=own.locations[:, tokens], weights=own.weights[:, tokens], references=None)
-    elif own is not None:
-        own = own[:, :, _tokens(centres, model.memory_grid(*size), model.memory_grid(*padded)[1])]
-    return Attended(*(None if x is None else _of_image(model, x, size, padded) for x in (queries, own)))  # type: ignore[arg-type]
+    else:
+        own = own[:, :, tokens]
+    return Attended(cross, _of_image(model, own, size, padded))
 
 
 def rows(attention: Tensor | Points, indices: Tensor) -> Tensor | Points:
-    """Select the queries with the given indices (n,)."""
+    """Select the detections with the given indices (n,)."""
     if isinstance(attention, Points):
         references = None if attention.references is None else attention.references[indices]
         return Points(attention.locations[indices], attention.weights[indices], references)
@@ -106,22 +115,28 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return {"queries": cross[-1], **({"encoder": encoder[-1]} if encoder else {})}
 
 
-def _tokens(centres: Tensor, cells: tuple[float, float], row: int) -> Tensor:
-    """Return the indices (Q,) of the positions at `centres` (Q, 2), x, y relative to the image.
+def _tokens(centres: Tensor, cells: Size, row: int) -> Tensor:
+    """Return the indices (D,) of the positions at `centres` (D, 2), x, y relative to the image.
 
     The image covers `cells`, a number of rows and of columns, of a map whose rows have `row` positions.
     """
-    x, y = ((centres[:, axis] * cells[1 - axis]).long().clamp(0, max(0, int(cells[1 - axis]) - 1)) for axis in (0, 1))
+    x, y = ((centres[:, axis] * cells[1 - axis]).long().clamp(0, cells[1 - axis] - 1) for axis in (0, 1))
     return y * row + x
 
 
+def _real_shapes(shapes: Sequence[Size], size: Size, padded: Size) -> list[Size]:
+    """Return how many rows and columns of each padded map, of the heights and widths `shapes`, the image covers."""
+    return [(-(-h * size[0] // padded[0]), -(-w * size[1] // padded[1])) for h, w in shapes]
+
+
 def _of_image(model: Any, attention: Tensor | Samples, size: Size, padded: Size) -> Tensor | Points:
-    """Convert (1, h, Q, M) to maps (Q, h, H', W') of the image without its padding, or samples to points."""
+    """Convert (1, h, N, M) to maps (N, h, H', W') of the image without its padding, or samples to points."""
     if isinstance(attention, Samples):
-        to_image = torch.tensor([padded[1] / size[1], padded[0] / size[0]])
-        weights = attention.weights[0].float().cpu()  # (Q, h, L, P)
+        real = torch.tensor(_real_shapes(attention.shapes, size, padded))  # (L, 2)
+        to_image = (torch.tensor(attention.shapes) / real).flip(1)[:, None]  # (L, 1, 2) as x, y
+        weights = attention.weights[0].float().cpu()  # (N, h, L, P)
         locations = attention.locations[0].float().cpu() * to_image
-        references = None if attention.references is None else attention.references[0].float().cpu() * to_image
+        references = None if attention.references is None else attention.references[0].float().cpu() * to_image[0]
         return Points(locations.flatten(1, 3), weights.flatten(1) / weights.shape[1], references)
     height, width = model.memory_grid(*size)
     maps: Tensor = attention[0].float().cpu().transpose(0, 1).unflatten(-1, model.memory_grid(*padded))

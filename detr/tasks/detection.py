@@ -181,8 +181,8 @@ class Detection(DetectionPrediction):
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,).
 
-        With the option `attention`, the answer to a batch of `read` also has `attention`, what the Q queries and the
-        encoder at the centres of their boxes attend to (`detr.evaluation.attention.Attended`).
+        With the option `attention`, the answer to a batch of `read` also has `attention`
+        (`detr.evaluation.attention.Attended`): what the queries, and the encoder at the centres of boxes, attend to.
         """
         if self.options.attention and "names" in batch:  # not in evaluation
             return self._with_attention(self._detections, model, batch)

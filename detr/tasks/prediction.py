@@ -174,6 +174,8 @@ class DetectionPrediction(ABC):
     ) -> list[Answer]:
         """Return `detect(model, batch)`, and what was attended to under the key `attention`.
 
+        If a query can give several detections, the answer must have `queries` (D,), each detection's index of a query.
+
         Raises UserError if the model's attention cannot be recorded, or if the batch has several images.
         """
         if len(batch["names"]) != 1:
@@ -186,7 +188,7 @@ class DetectionPrediction(ABC):
         height, width = batch["original_sizes"][0].tolist()
         boxes = answer["boxes"] / answer["boxes"].new_tensor([width, height, width, height])
         sizes = (tuple(batch["sizes"][0].tolist()), tuple(batch["images"].shape[-2:]))
-        return [{**answer, "attention": attended(model, recorded, boxes, *sizes)}]
+        return [{**answer, "attention": attended(model, recorded, boxes, answer.get("queries"), *sizes)}]
 
     def _attention_pictures(self, image: Tensor, answer: Answer) -> dict[str, Tensor]:
         """Draw the attention of the detections, the highest score first: ending of the file -> uint8 (3, H, W)."""

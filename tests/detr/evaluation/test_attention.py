@@ -43,10 +43,10 @@ def test_the_maps_are_those_of_the_last_layers_without_padding() -> None:
     padded[:, :, :40, :56] = image
     with record(model) as recorded:
         model(image, None)
-    alone = attended(model, recorded, boxes, (40, 56), (40, 56))
+    alone = attended(model, recorded, boxes, None, (40, 56), (40, 56))
     with record(model) as recorded:
         model(padded, torch.tensor([[40, 56]]))
-    with_padding = attended(model, recorded, boxes, (40, 56), (64, 64))
+    with_padding = attended(model, recorded, boxes, None, (40, 56), (64, 64))
     for first, second in zip(alone, with_padding, strict=True):
         assert first.shape == (5, 2, 5, 7) and (first.sum((-1, -2)) - 1).abs().max() < 1e-5
         assert (first - second).abs().max() < 1e-5  # fp32 rounding of sums over other numbers of keys
@@ -63,9 +63,9 @@ def test_the_encoders_map_is_that_of_the_position_under_the_boxs_centre() -> Non
     boxes = torch.cat([centres - 0.05, centres + 0.05], dim=1)
     attention = torch.rand(1, 2, 35, 35)
     recorded = {"queries": [torch.rand(1, 2, 35, 35)], "encoder": [attention]}
-    result = attended(model, recorded, boxes, (40, 56), (40, 56))
+    result = attended(model, recorded, boxes, None, (40, 56), (40, 56))
     assert torch.equal(result.centres.flatten(2), attention[0].transpose(0, 1))
-    outside = attended(model, recorded, torch.tensor([[-2.0, -2, 0, 0], [1, 1, 3, 3]]), (40, 56), (40, 56))
+    outside = attended(model, recorded, torch.tensor([[-2.0, -2, 0, 0], [1, 1, 3, 3]]), None, (40, 56), (40, 56))
     assert torch.equal(outside.centres, result.centres[[0, 34]])
 
 
@@ -101,15 +101,21 @@ def test_samples_of_all_heads_and_levels_become_points_relative_to_the_image() -
     with record(model) as recorded:
         model.decoder.blocks[0]["cross_attention"]()
         model.encoder.blocks[0]["attention"]()
-    seen, centres = attended(model, recorded, boxes, (10, 30), (40, 60))
+    seen, centres = attended(model, recorded, boxes, None, (10, 30), (40, 60))
     assert isinstance(seen, Points) and isinstance(centres, Points)
     assert torch.allclose(seen.locations[1, 2 * 4 + 3], queries.locations[0, 1, 1, 0, 3] * torch.tensor([2.0, 4.0]))
     assert torch.allclose(seen.weights[1, 2 * 4 + 3], queries.weights[0, 1, 1, 0, 3] / 2)
+    in_second_level = queries.locations[0, 1, 1, 1, 2] * torch.tensor(
+        [1.5, 4.0]
+    )  # the image covers 1 x 2 of 4 x 3 cells
+    assert torch.allclose(seen.locations[1, 2 * 4 + 4 + 2], in_second_level)
     assert torch.allclose(seen.references, queries.references[0] * torch.tensor([2.0, 4.0]))
     # The image covers 2 x 3 cells of the first level. The centres are in columns 0, 2 and 1, and in rows 0, 1 and 1.
     tokens = [0, 1 * 6 + 2, 1 * 6 + 1]
     assert torch.allclose(centres.locations[:, 0], encoder.locations[0, tokens, 0, 0, 0] * torch.tensor([2.0, 4.0]))
     assert torch.allclose(centres.weights.sum(1), torch.ones(3)) and centres.references is None
+    pairs, _ = attended(model, recorded, boxes[[1, 1]], torch.tensor([1, 1]), (10, 30), (40, 60))
+    assert torch.equal(pairs.locations, seen.locations[[1, 1]])
     chosen = rows(seen, torch.tensor([2, 0]))
     assert torch.equal(chosen.locations, seen.locations[[2, 0]]) and torch.equal(
         chosen.references, seen.references[[2, 0]]
