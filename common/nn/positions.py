@@ -28,7 +28,8 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
     and PE(p, 2i+1) = cos(p / T^(2i/width)). "halves" has these values in another order: all sines, then all cosines.
     "halves_t2t" has all sines, then all cosines, of p / T^(i/(width/2 - 1)).
     """
-    i = torch.arange(width // 2, dtype=torch.float32, device=positions.device)  # (width/2,)
+    dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
+    i = torch.arange(width // 2, dtype=dtype, device=positions.device)  # (width/2,)
     exponents = i / max(1, width // 2 - 1) if layout == "halves_t2t" else 2 * i / width
     angles = positions[..., None] / temperature**exponents  # (..., width/2)
     waves = (angles.sin(), angles.cos())
@@ -37,16 +38,26 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
     return torch.cat(waves, dim=-1)
 
 
-def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
+def sine_2d(
+    real: Tensor,
+    width: int,
+    temperature: float = 10000.0,
+    *,
+    centred: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
     `real` is False at padding. The first half of the channels encodes the row, the second half the column. Row r
     (counted from 1) has the coordinate 2 pi r / R, where R is the image's number of rows on the map, without padding.
-    The same holds for columns. Coordinates therefore do not depend on the amount of padding.
+    If `centred`, it has the coordinate of the row's centre, 2 pi (r - 0.5) / R, as in Deformable DETR (Zhu et al.
+    2021, arXiv 2010.04159). The same holds for columns. Coordinates therefore do not depend on the amount of padding.
+    `dtype` is float32 or float64.
     """
-    rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
-    rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
-    columns = columns / (columns[:, :, -1:] + 1e-6) * 2 * math.pi
+    rows, columns = real.cumsum(1, dtype=dtype), real.cumsum(2, dtype=dtype)  # (B, H, W)
+    shift = 0.5 if centred else 0.0
+    rows = (rows - shift) / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
+    columns = (columns - shift) / (columns[:, :, -1:] + 1e-6) * 2 * math.pi
     return torch.cat([sine(axis, width // 2, temperature) for axis in (rows, columns)], dim=-1)
 
 

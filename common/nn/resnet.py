@@ -13,7 +13,7 @@ behaviour of official DETR.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +112,14 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     return conv_norm(conv, norm, x)
 
 
+class FeatureMap(NamedTuple):
+    """The output of a stage of a backbone."""
+
+    features: Tensor  # (B, C, H, W)
+    real: Tensor | None  # (B, H, W), False in padding; None if no image is padded
+    stride: int  # side of an image divided by the side of the map
+
+
 class Backbone(nn.Module):
     """A ResNet that returns the feature map of its last stage, and a mask of the positions that are not padding.
 
@@ -149,6 +157,11 @@ class Backbone(nn.Module):
             part.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # the fastest memory layout for convolutions
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the feature map of images with this height and width in pixels."""
+        stride = self.stages[-1][2]
+        return (height - 1) // stride + 1, (width - 1) // stride + 1
+
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the features (B, C, H', W') of images (B, 3, H, W), and the mask `real` (B, H', W').
 
@@ -157,6 +170,12 @@ class Backbone(nn.Module):
         None. H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small"; likewise for W'.
         When no gradients are computed, a block may overwrite its input, so a hook that stores an input must copy it.
         """
+        last = self.stage_maps(images, sizes)[-1]
+        return last.features, last.real
+
+    def stage_maps(self, images: Tensor, sizes: Tensor | None) -> list[FeatureMap]:
+        """Compute the map of each stage, the highest resolution first; the arguments are those of `forward`."""
+        maps = []
         shape = images.shape[-2:]
         real: dict[int, Tensor | None] = dict.fromkeys((2, 4, 8, 16, 32))
         if sizes is not None and not self.official_padding:
@@ -167,17 +186,44 @@ class Backbone(nn.Module):
             for block in getattr(self, name):
                 x = block(x, real[before], real[after])
                 before = after
-        if sizes is None:
-            return x, None
-        if self.official_padding:  # official DETR resamples the mask by nearest neighbour
-            real_pixels = real_positions(shape, sizes, 1)[:, None].float()
-            return x, F.interpolate(real_pixels, size=x.shape[-2:])[:, 0].bool()
-        return x, real_positions(shape, sizes, after)
+            # Later stages do not overwrite x, because the shortcut of their first block is a convolution.
+            maps.append(FeatureMap(x, self.real_positions(x.shape[-2:], shape, sizes, after), after))
+        return maps
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width of the feature map of images with this height and width in pixels."""
-        stride = self.stages[-1][2]
-        return (height - 1) // stride + 1, (width - 1) // stride + 1
+    def real_positions(
+        self, map_shape: Sequence[int], shape: Sequence[int], sizes: Tensor | None, stride: int
+    ) -> Tensor | None:
+        """Return the mask (B, H', W') of the positions that are not padding in a map of `map_shape` (H', W').
+
+        `shape` is the padded (H, W) of the images, and `sizes` as in `forward`. With `official_padding`, the mask of
+        the pixels is resampled by nearest neighbour, which may differ by a row or a column.
+        """
+        if sizes is None or not self.official_padding:
+            return None if sizes is None else real_positions(shape, sizes, stride)
+        real_pixels = real_positions(shape, sizes, 1)[:, None].float()
+        return F.interpolate(real_pixels, size=tuple(map_shape))[:, 0].bool()
+
+
+class PyramidBackbone(Backbone):
+    """A ResNet whose `forward` returns the maps of its last `count` stages.
+
+    Raises UserError if the ResNet has fewer stages.
+    """
+
+    def __init__(self, options: BackboneOptions, *, official_padding: bool, count: int):
+        super().__init__(options, official_padding=official_padding)
+        if count > len(self.stages):
+            raise UserError(
+                f"model.sampling.maps={count}, but {options.name} has {len(self.stages)} stages; give at most that."
+            )
+        self.count = count
+        blocks = [getattr(self, name)[-1] for name, _, _ in self.stages[-count:]]
+        self.map_channels = [(block.conv3 if isinstance(block, Bottleneck) else block.conv2).out_channels
+                             for block in blocks]  # fmt: skip
+
+    def forward(self, images: Tensor, sizes: Tensor | None) -> list[FeatureMap]:  # type: ignore[override]
+        """Compute the maps of the last `count` stages, the highest resolution first; see `Backbone.forward`."""
+        return self.stage_maps(images, sizes)[-self.count :]
 
 
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:

@@ -6,7 +6,7 @@ schedule "cosine" is Loshchilov and Hutter 2017 (arXiv:1608.03983) without resta
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,9 @@ class OptimizerOptions:
     betas: tuple[Fraction, Fraction]  # of adamw and adam, and of AdamW in muon
     eps: PositiveFloat  # of the same optimizers
     momentum: Fraction  # of sgd and muon
-    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix applies
+    # Part of parameter names -> factor on lr; the longest matching part applies. A part that begins the name of any
+    # parameter matches only names that begin with it; any other part matches anywhere in a name.
+    rates: dict[str, NonNegativeFloat]
     layer_decay: Fraction  # a layer's rate divided by that of the layer after it; 1 = equal rates
     reference_batch: Positive | None  # the batch size for which lr is given; None = lr is not scaled
     scaling: Literal["linear", "sqrt"]  # how lr is scaled from reference_batch to data.batch_size
@@ -75,7 +77,7 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     """Build the optimizer over all parameters of `model` that require a gradient.
 
     Each parameter group has a readable "name", the learning rate before the schedule as "base_lr", and "param_names".
-    Raises UserError when a prefix in `rates` matches no parameter, when no parameter is trainable, or for a
+    Raises UserError when a part in `rates` matches no parameter, when no parameter is trainable, or for a
     `layer_decay` other than 1 if the model has no method `layers`. For muon, it is also raised when the model has no
     blocks.
     """
@@ -197,10 +199,13 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
     """Return groups of parameters with equal learning rate and weight decay, in the order of the model's parameters."""
     parameters = dict(model.named_parameters())
-    for prefix in options.rates:
-        if not any(_has_prefix(name, prefix) for name in parameters):
-            parts = {".".join(name.split(".")[:length]) for name in parameters for length in (1, 2)}
-            raise UserError(f"optimizer.rates.{prefix} matches no parameter of the model{did_you_mean(prefix, parts)}")
+    matching = {part: _matching_names(part, parameters) for part in options.rates}
+    if unmatched := next((part for part, names in matching.items() if not names), None):
+        parts = {".".join(name.split(".")[:length]) for name in parameters for length in (1, 2)}
+        parts |= {word for name in parameters for word in name.split(".")}
+        raise UserError(
+            f"optimizer.rates.{unmatched} matches no parameter of the model{did_you_mean(unmatched, parts)}"
+        )
     undecayed: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
     matrices = block_matrices(model) if options.name == "muon" else set()
@@ -208,17 +213,19 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        prefix = max((prefix for prefix in options.rates if _has_prefix(name, prefix)), key=len, default="")
-        depth = next((depth for part, depth in depths.items() if _has_prefix(name, part)), 0)
-        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_has_prefix(name, part) for part in undecayed))
+        part = max((part for part, names in matching.items() if name in names), key=len, default="")
+        depth = next((depth for prefix, depth in depths.items() if _has_prefix(name, prefix)), 0)
+        decays = options.decay_norms or (
+            parameter.ndim >= 2 and not any(_has_prefix(name, prefix) for prefix in undecayed)
+        )
         layer = f", {depth} below the output" if depths else ""
         muon = name in matrices and decays
         group = groups.setdefault(
-            (prefix, depth, decays, muon),
+            (part, depth, decays, muon),
             {
                 "params": [],
-                "name": f"{prefix or 'rest'}{layer}, {'decay' if decays else 'no decay'}{', muon' if muon else ''}",
-                "base_lr": options.lr * options.rates.get(prefix, 1.0) * options.layer_decay**depth,
+                "name": f"{part or 'rest'}{layer}, {'decay' if decays else 'no decay'}{', muon' if muon else ''}",
+                "base_lr": options.lr * options.rates.get(part, 1.0) * options.layer_decay**depth,
                 "weight_decay": options.weight_decay if decays else 0.0,
             },
         )
@@ -246,6 +253,16 @@ def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
         )
     layers: Sequence[tuple[str, ...]] = model.layers()  # type: ignore[operator]
     return {part: len(layers) - 1 - index for index, parts in enumerate(layers) for part in parts}
+
+
+def _matching_names(part: str, names: Iterable[str]) -> set[str]:
+    """Return the names that begin with the words of `part` or, if there are none, those that contain them.
+
+    "backbone" begins "backbone.conv1.weight"; "sampling_offsets" is contained in "blocks.0.sampling_offsets.weight".
+    """
+    names = list(names)
+    begin = {name for name in names if _has_prefix(name, part)}
+    return begin or {name for name in names if f".{part}." in f".{name}."}
 
 
 def _has_prefix(name: str, prefix: str) -> bool:

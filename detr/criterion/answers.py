@@ -15,6 +15,8 @@ from torch import Tensor
 from detr.criterion.boxes import to_xyxy
 
 Classification = Literal["softmax", "sigmoid"]  # softmax over classes and "no object", or a sigmoid for each class
+# Answer sets whose rows predict only whether there is an object: in their loss, all objects have the label 0.
+CLASS_AGNOSTIC = ("proposals",)
 Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; see detr/models/query_detector.py
 
 
@@ -121,14 +123,33 @@ def probabilities(classification: Classification, logits: Tensor) -> Tensor:
     return logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
 
 
-def detections(classification: Classification, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Convert one layer's outputs (B, Q, ...) to detections: scores (B, Q), labels (B, Q) and boxes (B, Q, 4).
+def detections(
+    classification: Classification, outputs: Outputs, limit: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Convert one layer's outputs (B, Q, ...) to detections: scores (B, D), labels (B, D) and boxes (B, D, 4).
 
-    Every query gives one detection. Its label is the most probable class other than "no object", as in official DETR,
-    and its score is the probability of this class. Boxes are xyxy, relative to each image's width and height.
+    If `limit` is None, every query gives one detection, so D = Q. Its label is the most probable class other than "no
+    object", as in official DETR, and its score is the probability of this class. Otherwise, the detections are the D =
+    min(`limit`, Q K) pairs of a query and a class with the highest probabilities, the highest first, as in official
+    Deformable DETR: a query may give several. Boxes are xyxy, relative to each image's width and height.
     """
-    scores, labels = probabilities(classification, outputs["logits"].float()).max(-1)
-    return scores, labels, to_xyxy(outputs["boxes_cxcywh"].float())
+    shares, boxes = probabilities(classification, outputs["logits"].float()), to_xyxy(outputs["boxes_cxcywh"].float())
+    if limit is None:
+        scores, labels = shares.max(-1)
+        return scores, labels, boxes
+    queries, classes = shares.shape[1:]
+    scores, pairs = shares.flatten(1).topk(min(limit, queries * classes), dim=1)  # (B, D)
+    rows = (pairs // classes)[..., None].expand(-1, -1, 4)
+    return scores, pairs % classes, boxes.gather(1, rows)
+
+
+def query_indices(classification: Classification, outputs: Outputs, limit: int | None = None) -> Tensor:
+    """Return the index (B, D) of the query of each detection that `detections` returns for the same arguments."""
+    shares = probabilities(classification, outputs["logits"].float())
+    batch, queries, classes = shares.shape
+    if limit is None:
+        return torch.arange(queries).expand(batch, -1)
+    return shares.flatten(1).topk(min(limit, queries * classes), dim=1).indices // classes
 
 
 def _upcast_half(x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
 from common.types import Fraction, Layers, Positive, PositiveFloat
-from common.weights.backbones import load_weights
 from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 
 
@@ -125,19 +124,6 @@ class Detector(QueryDetector):
         K' is the number of logits of a query. Boxes are relative to the width and height of the image.
         """
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
-
-    def fetch_weights(self) -> str | None:
-        """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
-
-        Returns None, and loads nothing, if `model.backbone.weights` is "none". This method is called only for a new run
-        that does not start from a checkpoint.
-        """
-        options = self.backbone.options
-        if options.weights == "none":
-            return None
-        warnings = load_weights(self.backbone, options)
-        line = f"weights   initialised at random, except the backbone: {options.weights}"
-        return "\n".join([line, *(f"warning   {warning}" for warning in warnings)])
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
         """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in the dtype of the features.

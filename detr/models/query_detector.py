@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common.machine.device import full_precision
 from common.nn.blocks import Memory
+from common.nn.resnet import Backbone
+from common.weights.backbones import load_weights
+from detr.models.levels import Geometry
 
 # The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K') with K'
 # logits per row, boxes_cxcywh (B, R, 4) relative to each image, and the outputs of further heads. There are two
@@ -23,7 +26,7 @@ class Image(NamedTuple):
 
     memory: Memory
     maps: Sequence[Tensor] = ()  # feature maps (B, C, H, W), highest resolution first; for mask heads
-    places: Tensor | None = None  # (1 or B, M, 2) relative x, y of each memory token's centre; for proposals
+    geometry: Geometry | None = None  # where the tokens of a multi-scale memory lie in the image
 
 
 class Queries(NamedTuple):
@@ -33,7 +36,9 @@ class Queries(NamedTuple):
     """
 
     x: Tensor  # (B, Q, C)
-    guide: Tensor  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), ...
+    guide: (
+        Any  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), or several tensors
+    )
     # Mask of self-attention (B or 1, 1, Q, Q): the entry [..., i, j] is True if query i may attend to query j. None =
     # every query may attend to every query. An ordinary query must not attend to a query built from hints.
     may_look: Tensor | None = None
@@ -51,7 +56,7 @@ class QueryDetector(nn.Module, ABC):
     """
 
     # True: the guide of a layer is computed from the outputs of the layer before. False: all layers get the same guide.
-    guided: ClassVar[bool] = False
+    guided: bool = False
     decoder: nn.Module
     auxiliary: bool
 
@@ -70,7 +75,7 @@ class QueryDetector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
+    def read(self, layer: int | None, x: Tensor, guide: Any, image: Image) -> Outputs:
         """Apply the heads to x (B, Q, C), the output of decoder layer `layer` after the final norm.
 
         `guide` is the guide that was passed to this layer.
@@ -79,11 +84,11 @@ class QueryDetector(nn.Module, ABC):
         and the returned tensors are (L, B, Q, ...). If `auxiliary` is also False, L is 1: only the last layer is read.
         """
 
-    def follow(self, guide: Tensor, outputs: Outputs) -> Tensor:
+    def follow(self, guide: Any, outputs: Outputs) -> Any:
         """Compute the next layer's guide from this layer's guide and outputs; called only if `guided` is True."""
         raise NotImplementedError(f"{type(self).__name__} is guided, so it must define follow")
 
-    def decode(self, block: nn.Module, x: Tensor, guide: Tensor, queries: Queries, image: Image) -> Tensor:
+    def decode(self, block: nn.Module, x: Tensor, guide: Any, queries: Queries, image: Image) -> Tensor:
         """Apply one decoder layer: x (B, Q, C) -> (B, Q, C). By default `guide` serves as query positions."""
         decoded: Tensor = block(x, positions=guide, may_look=queries.may_look, memory=image.memory)
         return decoded
@@ -111,9 +116,23 @@ class QueryDetector(nn.Module, ABC):
             stacked = self._read(None, torch.stack(states if self.auxiliary else states[-1:]), guide, image)
             outputs = [dict(zip(stacked, layer, strict=True)) for layer in zip(*stacked.values(), strict=True)]
         outputs = _split_hints(queries, outputs if self.auxiliary else outputs[-1:])
-        return outputs if queries.proposals is None else [{**queries.proposals, "set": "proposals"}, *outputs]
+        return outputs if queries.proposals is None else [{"set": "proposals", **queries.proposals}, *outputs]
 
-    def _read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
+    def fetch_weights(self) -> str | None:
+        """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
+
+        Returns None, and loads nothing, if `model.backbone.weights` is "none" or the detector has no `backbone`. This
+        method is called only for a new run that does not start from a checkpoint.
+        """
+        backbone = getattr(self, "backbone", None)
+        if not isinstance(backbone, Backbone) or backbone.options.weights == "none":
+            return None
+        options = backbone.options
+        warnings = load_weights(backbone, options)
+        line = f"weights   initialised at random, except the backbone: {options.weights}"
+        return "\n".join([line, *(f"warning   {warning}" for warning in warnings)])
+
+    def _read(self, layer: int | None, x: Tensor, guide: Any, image: Image) -> Outputs:
         # The heads compute in full precision: with the 8 significant bits of bf16, boxes would be wrong by pixels.
         with full_precision(x.device):
             return self.read(layer, x.to(next(self.parameters()).dtype), guide, image)

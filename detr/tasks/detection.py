@@ -13,17 +13,28 @@ from common.errors import UserError
 from common.machine.device import compute_dtype, constant
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import SPLITS, Positive
-from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
+from detr.criterion.answers import (
+    CLASS_AGNOSTIC,
+    Matches,
+    Outputs,
+    Targets,
+    detections,
+    group_by_set,
+    logit_count,
+    query_indices,
+    unstack_layers,
+)
 from detr.criterion.boxes import to_cxcywh
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
-from detr.importing import official
+from detr.importing import deformable, official
 from detr.tasks.prediction import DetectionPrediction
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
+PROPOSAL_SETS = ("proposals",)  # answer sets of two-stage detectors, beside "queries"
 MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
 
 
@@ -44,8 +55,9 @@ class Detection(DetectionPrediction):
     """The task of object detection: boxes with classes.
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
-    metrics; all packages give identical values. A subclass may add terms and costs to `criterion`, and override `hints`
-    and `answer_sets`.
+    metrics; all packages give identical values. `detections_per_image` is the number of detections of an image, which
+    are then the pairs of a query and a class with the highest scores; None = one for each query. A subclass may add
+    terms and costs to `criterion`, and override `hints` and `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
@@ -62,8 +74,10 @@ class Detection(DetectionPrediction):
         matcher: MatcherOptions,
         predict: PredictOptions,
         evaluator: Evaluator,
+        detections_per_image: Positive | None = None,  # has a default, because older config files lack it
     ):
         self.data, self.queries, self.evaluator = data, queries, evaluator
+        self.detections_per_image = detections_per_image
         self.classification, self.options = loss.classification, predict
         self.criterion = Criterion(loss, matcher)
         self.unanswered: list[str] = []
@@ -95,8 +109,8 @@ class Detection(DetectionPrediction):
         self._categories = state["categories"]
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Import an official facebookresearch/detr file, in which the class index is the COCO category id."""
-        return official.adopt(tensors)
+        """Import an official file of DETR or Deformable DETR, in which the class index is the COCO category id."""
+        return deformable.adopt(tensors) if deformable.recognises(tensors) else official.adopt(tensors)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """Return what a batch adds to the divisor of each loss term of each answer set.
@@ -115,10 +129,12 @@ class Detection(DetectionPrediction):
         """Return, for each answer set that the loss reads, the numbers of objects and of output rows of each image.
 
         An answer set is a group of output rows that has its own matching and loss. The result maps the set's name to
-        two lists with one number per image.
+        two lists with one number per image. With "sigmoid", no normaliser depends on the number of rows, so the sets of
+        proposals are listed whether or not the model has them, each with as many rows as objects.
         """
         counts = batch["counts"]
-        return {"queries": (counts, [self.queries] * len(counts))}
+        sets = {"queries": (counts, [self.queries] * len(counts))}
+        return sets if self.classification == "softmax" else sets | dict.fromkeys(PROPOSAL_SETS, (counts, counts))
 
     def targets(self, batch: Batch) -> Targets:
         """Return the batch's objects, with boxes relative to the width and height of their images."""
@@ -148,8 +164,15 @@ class Detection(DetectionPrediction):
         outputs = self._forward(model, batch, hints)
         self._check_outputs(outputs[-1])
         self._check_classes(outputs[-1])
+        agnostic = targets._replace(labels=torch.zeros_like(targets.labels))
         terms = {
-            name: self.criterion(name, layers, targets, normalisers, matches if name == "hints" else None)
+            name: self.criterion(
+                name,
+                layers,
+                agnostic if name in CLASS_AGNOSTIC else targets,
+                normalisers,
+                matches if name == "hints" else None,
+            )
             for name, layers in group_by_set(outputs).items()
         }
         return sum_terms(terms)
@@ -179,7 +202,9 @@ class Detection(DetectionPrediction):
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,).
+        """Return a dict for each image: boxes (D, 4) xyxy in pixels of the original image, scores (D,), labels (D,).
+
+        D is the number of queries, or with `detections_per_image` at most that number.
 
         With the option `attention`, the answer to a batch of `read` also has `attention`
         (`detr.evaluation.attention.Attended`): what the queries, and the encoder at the centres of boxes, attend to.
@@ -191,10 +216,13 @@ class Detection(DetectionPrediction):
     def _detections(self, model: nn.Module, batch: Batch) -> list[Answer]:
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
-        scores, labels, boxes = detections(self.classification, last)
+        scores, labels, boxes = detections(self.classification, last, self.detections_per_image)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
-        answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
-        return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
+        columns = {"boxes": boxes * scale, "scores": scores, "labels": labels}
+        if self.options.attention:
+            columns["queries"] = query_indices(self.classification, last, self.detections_per_image)
+        rows = zip(*(column.cpu() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device

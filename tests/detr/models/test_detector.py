@@ -12,6 +12,7 @@ from common.machine.seeds import generator
 from common.nn.attention import record_attention
 from common.nn.resnet import BackboneOptions
 from detr.models.detector import Detector, PositionOptions
+from tests.detecting import batch, pictures
 
 SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
 LEARNED = PositionOptions(kind="learned", temperature=10000.0, at_input=False)
@@ -74,24 +75,6 @@ def stacked_outputs(model: nn.Module, images: Tensor, sizes: Tensor | None) -> d
     """The outputs of all layers: logits (L, B, Q, K + 1), boxes_cxcywh (L, B, Q, 4)."""
     layers = model(images, sizes)
     return {name: torch.stack([layer[name] for layer in layers]) for name in layers[-1]}
-
-
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
-    """Images of coloured tiles of 16 pixels."""
-    images = []
-    for height, width in sizes:
-        tiles = 3 * torch.randn(3, height // 16 + 1, width // 16 + 1, generator=generator(height, width))
-        images.append(tiles.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width])
-    return images
-
-
-def batch(images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero pad images at the bottom and right to one size, as `collate` does."""
-    sizes = torch.tensor([image.shape[1:] for image in images])
-    padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist(), dtype=images[0].dtype)
-    for image, row in zip(images, padded, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return padded, sizes
 
 
 def names_in_transformers(ours: str) -> list[str]:

@@ -138,3 +138,40 @@ def test_a_detector_without_attention_is_refused_in_one_sentence(task, tmp_path)
     (batch,) = task.read(str(tmp_path / "a.png"))
     with pytest.raises(UserError, match=r"^task\.predict\.attention: Dense has no module named cross_attention"):
         task.answers(Dense(), batch)
+
+
+@pytest.mark.parametrize("two_stage", [False, True])
+@torch.no_grad()
+def test_the_sampling_points_of_each_detections_query_are_recorded(tmp_path, two_stage):
+    """Of a Deformable DETR with random weights, which may detect several classes by one query.
+
+    The reference points are compared with the guide of the last cross-attention.
+    """
+    few = ["data.train_count=2", "data.val_count=2", "data.test_count=2", f"data.root={tmp_path / 'shapes'}"]
+    keys = [*few, f"model.two_stage={two_stage}", "model.width=16", "model.heads=2", "task.predict.threshold=0"]
+    config = configure("train", ["model=deformable_detr", *keys, "task.predict.attention=true"])
+    task = build(config["task"], data=build(config["data"]))
+    torch.manual_seed(0)
+    model = build(config["model"], **task.model_arguments()).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    pixels = torch.randint(0, 256, (70, 130, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    (batch,) = task.read(str(tmp_path / "photo.png"))
+    guides = []
+    hook = model.decoder.blocks[-1].cross_attention.register_forward_hook(
+        lambda module, args, kwargs, output: guides.append(kwargs["guide"]), with_kwargs=True
+    )
+    (answer,) = task.answers(model, batch)
+    hook.remove()
+    queries, seen = answer["queries"], answer["attention"]
+    assert len(answer["scores"]) == 48 > len(queries.unique()) > 4  # 12 queries, 4 classes: all pairs
+    levels = len(guides[0].shapes)
+    assert seen.queries.locations.shape == (48, 2 * levels * 2, 2) == seen.centres.locations.shape
+    assert torch.allclose(seen.queries.references, guides[0].places[0, queries, 0, :2])
+    assert torch.allclose(seen.queries.weights.sum(1), torch.ones(48), atol=1e-5)
+    list(task.show(batch, [answer], tmp_path / "answers"))
+    assert {file.name for file in (tmp_path / "answers").glob("*.png")} == {
+        "photo.png.attention.png",
+        "photo.png.encoder.png",
+    }

@@ -1,0 +1,213 @@
+"""Deformable DETR: encoder and decoder sample a few points of several feature maps, in place of attending to all.
+
+Zhu et al. 2021, "Deformable DETR: Deformable Transformers for End-to-End Object Detection", arXiv 2010.04159: section
+4.2, and appendix A.4 for iterative box refinement and two-stage detection.
+
+Differs: The features, the positions and the proposals of an image do not depend on its padding. In two-stage detection,
+queries are never built from tokens in padding or at the image's border. With `official_padding`, padding affects
+features and masks as in the official code.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.machine.device import full_precision
+from common.nn.blocks import BlockOptions, Memory, Stack
+from common.nn.linear import Linear
+from common.nn.resnet import BackboneOptions, PyramidBackbone
+from common.types import Fraction, Layers, Positive
+from detr.models import levels
+from detr.models.deformable_attention import DeformableAttention, References
+from detr.models.detector import BoxHead
+from detr.models.levels import SamplingOptions, SinePositionOptions
+from detr.models.proposals import ProposalHead, Proposals, select_best
+from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
+from detr.models.reference_boxes import boxes_from, encode_boxes
+
+PRIOR = 0.01  # initial probability of each class (Lin et al. 2017, arXiv 1708.02002, section 4.1)
+INITIAL_SIDE = -2.0  # bias of width and height, so that the first boxes have sides of sigmoid(-2) = 0.12
+
+
+class Guide(NamedTuple):
+    """What guides a decoder layer."""
+
+    positions: Tensor  # (B, Q, C), added to queries and keys
+    references: Tensor  # (B, Q, 2) points or (B, Q, 4) boxes cxcywh, relative to the image
+
+
+class DeformableDetector(QueryDetector):
+    """Deformable DETR, optionally with box refinement and with two stages."""
+
+    decided_by_data = ("class_head",)  # not loaded from a checkpoint with other classes, even if their number is equal
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        backbone: BackboneOptions,
+        sampling: SamplingOptions,
+        width: Positive,
+        heads: Positive,
+        encoder_layers: Layers,
+        decoder_layers: Layers,
+        feedforward: Positive,
+        dropout: Fraction,
+        pre_norm: bool,
+        queries: Positive,
+        positions: SinePositionOptions,
+        refine: bool,
+        two_stage: bool,
+        auxiliary: bool,
+        official_padding: bool,
+        logits: int | None = None,
+    ):
+        """Build the network.
+
+        refine: whether each decoder layer refines the boxes of the layer before, with heads of its own.
+        two_stage: whether the queries are the memory tokens that most probably contain an object; needs `refine`.
+        official_padding: whether padding affects an image's features, as in the official code.
+        logits: the number K' of logits of each query; None = one for each class and one for "no object".
+        """
+        super().__init__()
+        if width % heads or width % 4:
+            raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
+        if two_stage and not refine:
+            raise UserError("model.two_stage=true needs model.refine=true, because queries start from proposed boxes.")
+        self.width, self.auxiliary, self.guided = width, auxiliary, refine
+        self.sampling, self.position_options = sampling, positions
+        self.query_count, self.official_padding = queries, official_padding
+        self.backbone = PyramidBackbone(backbone, official_padding=official_padding, count=sampling.maps)
+        self.project = levels.Projections(self.backbone, sampling, width)
+        self.level_embedding = nn.Parameter(torch.randn(sampling.levels, width))
+        blocks = BlockOptions(
+            width=width,
+            heads=heads,
+            feedforward=feedforward,
+            pre_norm=pre_norm,
+            dropout=dropout,
+            attention_dropout=dropout,
+            hidden_dropout=dropout,
+        )
+
+        def attention(_: int) -> nn.Module:
+            return DeformableAttention(width=width, heads=heads, levels=sampling.levels, points=sampling.points)
+
+        self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm, attention=attention)
+        self.decoder = Stack(blocks, layers=decoder_layers, final_norm=pre_norm, cross=True, cross_attention=attention)
+        self._add_queries(queries, two_stage)
+        self._add_heads(classes + 1 if logits is None else logits, decoder_layers, two_stage)
+        self._initialise()
+
+    def _add_queries(self, queries: int, two_stage: bool) -> None:
+        width = self.width
+        self.proposals = ProposalHead(width) if two_stage else None
+        if two_stage:
+            self.box_embedding = nn.Sequential(Linear(2 * width, 2 * width), nn.LayerNorm(2 * width))
+        else:
+            self.queries = nn.Embedding(queries, 2 * width)
+            self.reference_points = Linear(width, 2)
+
+    def _add_heads(self, logits: int, layers: int, two_stage: bool) -> None:
+        """Add the heads: one for all layers, or with `refine` one for each layer and one for the proposals."""
+        width = self.width
+        if not self.guided:
+            self.class_head: nn.Module = Linear(width, logits)
+            self.box_head: nn.Module = BoxHead(width)
+            return
+        self.class_head = nn.ModuleList(Linear(width, logits) for _ in range(layers + two_stage))
+        self.box_head = nn.ModuleList(BoxHead(width) for _ in range(layers + two_stage))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+        if self.proposals is None:
+            nn.init.xavier_uniform_(self.reference_points.weight)
+            nn.init.zeros_(self.reference_points.bias)
+        else:
+            nn.init.xavier_uniform_(self.box_embedding[0].weight)  # type: ignore[arg-type]
+        class_heads = self.class_head if isinstance(self.class_head, nn.ModuleList) else [self.class_head]
+        box_heads = self.box_head if isinstance(self.box_head, nn.ModuleList) else [self.box_head]
+        for class_head, box_head in zip(class_heads, box_heads, strict=True):
+            nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+            last = box_head[-1]  # type: ignore[index]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        if self.proposals is None:  # proposals have sides of their own
+            box_heads[0][-1].bias[2:] = INITIAL_SIDE  # type: ignore[index]
+
+    def look(self, images: Tensor, sizes: Tensor | None) -> Image:
+        """Encode images (B, 3, H, W) to the memory (B, M, C) of the M tokens of all levels.
+
+        `sizes` (B, 2) holds the images' heights and widths without padding; None = no padding.
+        """
+        maps = self.backbone(images, sizes)
+        maps = self.project(maps, self.backbone, images.shape[-2:], sizes)
+        memory, real = levels.concatenate(maps)  # (B, M, C), (B, M) or None
+        dtype = torch.promote_types(self.level_embedding.dtype, torch.float32)
+        geometry = levels.geometry(maps, dtype)
+        encodings = levels.positions(maps, self.width, self.position_options.temperature, dtype)
+        positions = torch.cat([x + level for x, level in zip(encodings, self.level_embedding, strict=True)], 1)
+        positions = positions.to(memory.dtype)  # (B or 1, M, C)
+        if self.position_options.at_input:
+            memory = memory + positions
+        may_look = None if real is None else real[:, None, None]  # (B, 1, 1, M)
+        guide = References(geometry.scaled(geometry.centres), geometry.shapes)
+        memory = self.encoder(memory, positions=positions, may_look=may_look, guide=guide)
+        return Image(Memory(memory, memory, may_look), maps=[x.features for x in maps], geometry=geometry)
+
+    def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
+        """Create queries (B, Q, C) from learned embeddings or, in two stages, from proposals; `hints` must be None."""
+        assert hints is None, "Deformable DETR takes no hints"
+        memory = image.memory.values
+        assert memory is not None
+        with full_precision(memory.device):
+            if self.proposals is not None:
+                return self._ask_proposals(image, self.proposals)
+            positions, x = self.queries.weight.expand(memory.shape[0], -1, -1).chunk(2, -1)  # (B, Q, C) each
+            return Queries(x.to(memory.dtype), Guide(positions, self.reference_points(positions).sigmoid()))
+
+    def _ask_proposals(self, image: Image, head: ProposalHead) -> Queries:
+        """Create queries from the Q proposals with the highest logits.
+
+        The proposals are class-agnostic: only the first logit counts, and every object has the label 0 in their loss.
+        """
+        proposals: Proposals = head(image, self.class_head[-1], self.box_head[-1])  # type: ignore[index]
+        best = select_best(proposals.logits[..., 0].detach(), proposals.valid, self.query_count)  # (B, Q)
+        boxes = proposals.boxes_cxcywh.detach().gather(1, best[..., None].expand(-1, -1, 4))  # (B, Q, 4)
+        positions, x = self.box_embedding(encode_boxes(boxes, self.width // 2)).chunk(2, -1)  # (B, Q, C) each
+        outputs: Outputs = {"logits": proposals.logits, "boxes_cxcywh": proposals.boxes_cxcywh}
+        if not self.official_padding:  # the official loss also counts tokens in padding
+            outputs["real"] = proposals.valid
+        return Queries(x, Guide(positions, boxes), proposals=outputs)
+
+    def decode(self, block: nn.Module, x: Tensor, guide: Guide, queries: Queries, image: Image) -> Tensor:
+        """Apply one decoder layer, which samples the memory around the references: x (B, Q, C) -> (B, Q, C)."""
+        assert image.geometry is not None
+        references = References(image.geometry.scaled(guide.references), image.geometry.shapes)
+        decoded: Tensor = block(
+            x, positions=guide.positions, may_look=queries.may_look, memory=image.memory, guide=references
+        )
+        return decoded
+
+    def read(self, layer: int | None, x: Tensor, guide: Guide, image: Image) -> Outputs:
+        """Apply the heads: x (B, Q, C) -> logits (B, Q, K') and boxes_cxcywh (B, Q, 4), relative to the image.
+
+        Without refinement, x and the results have a further first dimension, of the decoder layers.
+        """
+        class_head, box_head = self.class_head, self.box_head
+        if layer is not None:
+            class_head, box_head = class_head[layer], box_head[layer]  # type: ignore[index]
+        return {"logits": class_head(x), "boxes_cxcywh": boxes_from(box_head(x), guide.references)}
+
+    def follow(self, guide: Guide, outputs: Outputs) -> Guide:
+        """Let the next layer refine this layer's boxes (B, Q, 4), without gradients through them."""
+        return guide._replace(references=outputs["boxes_cxcywh"].detach())
