@@ -51,7 +51,7 @@ def record(model: nn.Module) -> Iterator[Recorded]:
     if any(isinstance(module, Attention) for module in modules.values()) and not hasattr(model, "memory_grid"):
         raise UserError(
             f"task.predict.attention: {type(model).__name__} has no method memory_grid(height, width), which tells the "
-            "size of the map that its queries attend to; use attention=false."
+            "size of the map that its queries attend to; use task.predict.attention=false."
         )
     holder = nn.ModuleDict(modules)
     with record_attention(holder) as maps, record_samples(holder) as samples:
@@ -109,7 +109,7 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     if not cross:
         raise UserError(
             f"task.predict.attention: {type(model).__name__} has no module named cross_attention that records what its "
-            "queries attend to; use attention=false."
+            "queries attend to; use task.predict.attention=false."
         )
     encoder = [module for name, module in modules.items() if name.startswith("encoder.")]
     return {"queries": cross[-1], **({"encoder": encoder[-1]} if encoder else {})}

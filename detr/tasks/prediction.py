@@ -107,7 +107,7 @@ class DetectionPrediction(ABC):
             return
         if self.options.attention:
             raise UserError(
-                f"attention=true draws the attention in images, and {file.path} is a video; leave out attention=true, "
+                f"task.predict.attention=true draws the attention in images, and {file.path} is a video; leave it out, "
                 "or give an image."
             )
         with closing(VideoAnswers()) as answers:
@@ -178,10 +178,10 @@ class DetectionPrediction(ABC):
 
         Raises UserError if the model's attention cannot be recorded, or if the batch has several images.
         """
-        if len(batch["names"]) != 1:
+        if (count := len(batch["names"])) != 1:
             raise UserError(
-                f"attention=true draws one image a batch, and {type(self).__name__}.read gave {len(batch['names'])}; "
-                "give batches of one image, or attention=false."
+                f"task.predict.attention=true draws one image a batch, and {type(self).__name__}.read gave {count}; "
+                "give batches of one image, or task.predict.attention=false."
             )
         with record(model) as recorded:
             (answer,) = detect(model, batch)

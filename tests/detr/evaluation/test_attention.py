@@ -131,9 +131,13 @@ def test_a_model_without_recorded_attention_is_refused_with_what_it_lacks() -> N
             super().__init__()
             self.cross_attention = Attention(width=4, heads=1)
 
-    with pytest.raises(UserError, match=r"Convolutional has no module named cross_attention .* attention=false"):
+    with pytest.raises(
+        UserError, match=r"Convolutional has no module named cross_attention .*; use task\.predict\.attention=false"
+    ):
         with record(Convolutional()):
             pass
-    with pytest.raises(UserError, match=r"Foreign has no method memory_grid\(height, width\).* attention=false"):
+    with pytest.raises(
+        UserError, match=r"Foreign has no method memory_grid\(height, width\).*; use task\.predict\.attention=false"
+    ):
         with record(Foreign()):
             pass
