@@ -138,7 +138,12 @@ def _of_image(model: Any, attention: Tensor | Samples, size: Size, padded: Size)
         locations = attention.locations[0].float().cpu() * to_image
         references = None if attention.references is None else attention.references[0].float().cpu() * to_image[0]
         return Points(locations.flatten(1, 3), weights.flatten(1) / weights.shape[1], references)
-    height, width = model.memory_grid(*size)
-    maps: Tensor = attention[0].float().cpu().transpose(0, 1).unflatten(-1, model.memory_grid(*padded))
+    grid, (height, width) = model.memory_grid(*padded), model.memory_grid(*size)
+    if grid[0] * grid[1] != attention.shape[-1]:
+        raise UserError(
+            f"task.predict.attention: memory_grid of {type(model).__name__} says {grid[0]} x {grid[1]} positions for "
+            f"images of {padded[0]} x {padded[1]} pixels, but {attention.shape[-1]} are attended to; correct the method."
+        )
+    maps: Tensor = attention[0].float().cpu().transpose(0, 1).unflatten(-1, grid)
     maps = maps[..., :height, :width]
     return maps

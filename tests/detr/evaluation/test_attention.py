@@ -69,6 +69,12 @@ def test_the_encoders_map_is_that_of_the_position_under_the_boxs_centre() -> Non
     assert torch.equal(outside.centres, result.centres[[0, 34]])
 
 
+def test_a_grid_of_another_number_of_positions_is_refused() -> None:
+    recorded = {"queries": [torch.rand(1, 2, 5, 36)]}
+    with pytest.raises(UserError, match=r"Detector says 5 x 7 positions .* 40 x 56 pixels, but 36 are attended to"):
+        attended(detector(), recorded, torch.rand(5, 4), None, (40, 56), (40, 56))
+
+
 class Sampler(nn.Module):
     """A module that records the samples that it is given."""
 
