@@ -142,7 +142,7 @@ def _of_image(model: Any, attention: Tensor | Samples, size: Size, padded: Size)
     if grid[0] * grid[1] != attention.shape[-1]:
         raise UserError(
             f"task.predict.attention: memory_grid of {type(model).__name__} says {grid[0]} x {grid[1]} positions for "
-            f"images of {padded[0]} x {padded[1]} pixels, but {attention.shape[-1]} are attended to; correct the method."
+            f"images of {padded[0]} x {padded[1]} pixels, but {attention.shape[-1]} are attended to; correct it."
         )
     maps: Tensor = attention[0].float().cpu().transpose(0, 1).unflatten(-1, grid)
     maps = maps[..., :height, :width]
