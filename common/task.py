@@ -301,6 +301,13 @@ class OptionalModel(Protocol):
         Nearest training images are searched in this feature space.
         """
 
+    def memory_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the map whose positions, row by row, a detector's queries attend to.
+
+        `height` and `width` are those of the images in pixels. Pictures of a detector's attention need this method,
+        unless its attention records the sizes of its maps (`common.nn.recording.Samples`).
+        """
+
 
 def answers_of(task: Any, model: nn.Module, batch: Batch) -> list[Answer]:
     """Return the task's answers to a batch, from its method `answers` or, for a task of an earlier version, `predict`.

@@ -118,3 +118,22 @@ def test_all_images_of_a_folder_that_can_be_read_are_answered_and_the_others_lis
     assert [line.partition(":")[0] for line in stdout.splitlines()] == ["a.png", "c.jpe"] and exit_info.value.code == 1
     assert "b.png is broken" in stderr.splitlines()[-1]
     assert "b.png is broken" in inside("predict", arguments[0], f"input={folder / 'b.png'}", code=2)
+
+
+def test_a_detectors_attention_is_drawn_for_each_image(
+    inside: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["data.train_count=4", "data.val_count=4", "data.test_count=4", "data.batch_size=4", "model.width=16"]
+    steps = ["trainer.steps=1", "trainer.device=cpu", "schedule.warmup=0", "trainer.workers=0"]
+    inside("train", "model=detr", *sizes, *steps, "run_dir=run", "data.root=shapes")
+    Path("photos").mkdir()
+    for name, size in (("a.png", (90, 70)), ("b.png", (64, 64))):
+        Image.new("RGB", size).save(f"photos/{name}")
+    checkpoint = "checkpoint=run/checkpoints/best.pt"
+    for _ in range(2):  # the second time, the pictures of the first are not read
+        lines = inside("predict", checkpoint, "input=photos", "output=photos/new", "attention=true", "threshold=0")
+        assert [line.partition(":")[0] for line in lines.splitlines()] == ["a.png", "b.png"]
+    written = {file.name for file in Path("photos/new").glob("*.png")}
+    assert written == {f"{name}.{what}.png" for name in ("a.png", "b.png") for what in ("attention", "encoder")}
+    inside("predict", checkpoint, "input=photos", "output=plain")
+    assert not [*Path("plain").glob("*.png")]

@@ -22,8 +22,13 @@ Sample = TypeVar("Sample")
 
 # The value of `input` for standard input, and the name from which the file names of its answers are made.
 STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"
-# Ending of a picture or video that predict.py writes -> ending of the JSON file beside it with the same answers.
-ANSWER_PICTURES = {".boxes.jpg": ".boxes.json", ".boxes.mp4": ".boxes.jsonl", ".attention.png": ".classes.json"}
+# Ending of a picture or video that predict.py writes -> endings of the JSON files beside it with the same answers.
+ANSWER_PICTURES = {
+    ".boxes.jpg": (".boxes.json",),
+    ".boxes.mp4": (".boxes.jsonl",),
+    ".attention.png": (".classes.json", ".boxes.json"),
+    ".encoder.png": (".boxes.json",),
+}
 
 
 class InputFile(NamedTuple):
@@ -171,12 +176,13 @@ def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
     predict.py writes a JSON file beside each picture. A picture is recognised if its JSON file states an input, and if
     the JSON file has the name that predict.py gives to an answer to this input.
     """
-    for text in folder.glob(f"*{ANSWER_PICTURES[ending]}"):
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            source = answered_file(text)
-            name = STANDARD_INPUT_NAME if source == STANDARD_INPUT else Path(source).name
-            if text.name == answer_name(name, ANSWER_PICTURES[ending]):
-                yield answer_name(name, ending)
+    for answer in ANSWER_PICTURES[ending]:
+        for text in folder.glob(f"*{answer}"):
+            with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                source = answered_file(text)
+                name = STANDARD_INPUT_NAME if source == STANDARD_INPUT else Path(source).name
+                if text.name == answer_name(name, answer):
+                    yield answer_name(name, ending)
 
 
 def answered_file(answer: Path) -> str:

@@ -76,7 +76,8 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """A context without autocast, for computations that would be too inexact in bf16 or fp16."""
-    available = torch.amp.is_autocast_available(device.type)
+    # Exported graphs are traced in fp32, and nested contexts are beyond torch.export (torch 2.15).
+    available = torch.amp.is_autocast_available(device.type) and not torch.compiler.is_exporting()
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 

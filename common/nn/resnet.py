@@ -157,6 +157,11 @@ class Backbone(nn.Module):
             part.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # the fastest memory layout for convolutions
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the feature map of images with this height and width in pixels."""
+        stride = self.stages[-1][2]
+        return (height - 1) // stride + 1, (width - 1) // stride + 1
+
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the features (B, C, H', W') of images (B, 3, H, W), and the mask `real` (B, H', W').
 

@@ -143,5 +143,14 @@ def detections(
     return scores, pairs % classes, boxes.gather(1, rows)
 
 
+def query_indices(classification: Classification, outputs: Outputs, limit: int | None = None) -> Tensor:
+    """Return the index (B, D) of the query of each detection that `detections` returns for the same arguments."""
+    shares = probabilities(classification, outputs["logits"].float())
+    batch, queries, classes = shares.shape
+    if limit is None:
+        return torch.arange(queries).expand(batch, -1)
+    return shares.flatten(1).topk(min(limit, queries * classes), dim=1).indices // classes
+
+
 def _upcast_half(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

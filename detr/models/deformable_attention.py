@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.nn.linear import Linear
+from common.nn.recording import Samples
 from detr.models.sampling import Shapes, sample, widths_and_heights
 
 
@@ -15,14 +16,6 @@ class References(NamedTuple):
     """The places around which queries sample the levels of a memory, relative to the padded map of each level."""
 
     places: Tensor  # (B or 1, N, L, 2) points x y, or (B or 1, N, L, 4) boxes cxcywh
-    shapes: Shapes
-
-
-class Samples(NamedTuple):
-    """The sampling points of one call, for pictures."""
-
-    locations: Tensor  # (B, N, h, L, P, 2) x and y relative to the padded map of a level
-    weights: Tensor  # (B, N, h, L, P), which sum to 1 over L and P
     shapes: Shapes
 
 
@@ -41,7 +34,7 @@ class DeformableAttention(nn.Module):
         self.attention_weights = Linear(width, heads * levels * points)
         self.value_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
-        self.recorded_samples: list[Samples] | None = None  # a list that collects the samples of each call, or None
+        self.recorded_samples: list[Samples] | None = None  # see common.nn.recording.record_samples
         self.reset_parameters()
 
     @torch.no_grad()
@@ -80,7 +73,7 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(q).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
         locations = self._locations(offsets, guide)
         if self.recorded_samples is not None:
-            self.recorded_samples.append(Samples(locations.detach(), weights.detach(), guide.shapes))
+            self.recorded_samples.append(_samples(locations, weights, guide))
         out: Tensor = self.out_proj(sample(values, guide.shapes, locations, weights))
         return out
 
@@ -91,3 +84,9 @@ class DeformableAttention(nn.Module):
         if places.shape[-1] == 4:
             return places[..., :2] + offsets * places[..., 2:] * (0.5 / self.points)
         return places + offsets / widths_and_heights(guide.shapes, places)[:, None]
+
+
+def _samples(locations: Tensor, weights: Tensor, guide: References) -> Samples:
+    """Record the sampling points, and as reference points those of the first level."""
+    references = guide.places[:, :, 0, :2].expand(len(locations), -1, -1)
+    return Samples(locations.detach(), weights.detach(), guide.shapes, references.detach())

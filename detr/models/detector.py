@@ -106,6 +106,10 @@ class Detector(QueryDetector):
         memory = self.encoder(memory, positions=positions, may_look=may_look)
         return Image(Memory(memory + positions, memory, may_look))
 
+    def memory_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return H' and W' of the memory of images with this height and width in pixels."""
+        return self.backbone.grid(height, width)
+
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Create queries with x = 0 and learned query positions as `guide`, both (B, Q, C); `hints` must be None."""
         refuse_hints(self, hints)

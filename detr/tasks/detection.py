@@ -21,6 +21,7 @@ from detr.criterion.answers import (
     detections,
     group_by_set,
     logit_count,
+    query_indices,
     unstack_layers,
 )
 from detr.criterion.boxes import to_cxcywh
@@ -206,13 +207,24 @@ class Detection(DetectionPrediction):
         """Return a dict for each image: boxes (D, 4) xyxy in pixels of the original image, scores (D,), labels (D,).
 
         D is the number of queries, or with `detections_per_image` at most that number.
+
+        With the option `attention`, the answer to a batch of `read` also has `attention`
+        (`detr.evaluation.attention.Attended`): what the queries, and the encoder at the centres of boxes, attend to.
         """
+        if self.options.attention and "names" in batch:  # not in evaluation
+            return self._with_attention(self._detections, model, batch)
+        return self._detections(model, batch)
+
+    def _detections(self, model: nn.Module, batch: Batch) -> list[Answer]:
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
         scores, labels, boxes = detections(self.classification, last, self.detections_per_image)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
-        answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
-        return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
+        columns = {"boxes": boxes * scale, "scores": scores, "labels": labels}
+        if self.options.attention:
+            columns["queries"] = query_indices(self.classification, last, self.detections_per_image)
+        rows = zip(*(column.cpu() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device

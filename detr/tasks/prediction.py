@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 from common.data.image_objects import exif_of, to_image
 from common.data.images import read_image
 from common.data.video import VIDEO_SUFFIXES, read_frames
+from common.errors import UserError
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
@@ -24,7 +25,9 @@ from common.report.video import VideoAnswers
 from common.task import Answer, Batch
 from common.types import Fraction
 from detr.data.protocol import DetectionData
-from detr.evaluation.pictures import draw
+from detr.evaluation.attention import Attended, attended, record, rows
+from detr.evaluation.attention_pictures import Object, draw_encoder, draw_queries
+from detr.evaluation.pictures import colour, draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,13 @@ class PredictOptions:
     threshold: minimum score of detections that are drawn and listed.
     nms: if two boxes of a class have an IoU above `nms`, the one with the lower score is dropped; None = no box is
         dropped, as in DETR.
+    attention: whether pictures of attention are drawn for images, too.
     """
 
     threshold: Fraction
-    nms: Fraction | None = None  # has a default, because users' older config files lack it
+    # These two have a default, because users' older config files lack them.
+    nms: Fraction | None = None
+    attention: bool = False
 
 
 class DetectionPrediction(ABC):
@@ -61,8 +67,8 @@ class DetectionPrediction(ABC):
 
         A box is xyxy in pixels of the image. `input` is an image that `common.data.image_objects.to_image` accepts. For
         several images, which are given as a list, a folder or a pattern such as photos/*.jpg, the result is a list with
-        one such list per image. Jupyter shows the result as pictures. If `input` is a batch (a dict), the result is
-        that of `answers`.
+        one such list per image. Jupyter shows the result as pictures, with the option `attention` as pictures of what
+        the queries attend to. If `input` is a batch (a dict), the result is that of `answers`.
         """
         if isinstance(input, dict):
             check_batch(input)
@@ -71,10 +77,13 @@ class DetectionPrediction(ABC):
 
     def _records(self, model: nn.Module, input: Any) -> Records:
         image = to_image(input, exif_of(self.data))
-        (answer,) = self.answers(model, self.data.collate([self.data.view(image, Path("image"))]))
+        batch = self.data.collate([self.data.view(image, Path("image"))]) | {"names": ["image"]}
+        (answer,) = self.answers(model, batch)
         boxes, labels, scores = self._selected(answer)
         objects = self._objects(boxes, labels, scores)
         picture = partial(draw, boxes=boxes, names=[o["name"] for o in objects], scores=scores, labels=labels)
+        if "attention" in answer:
+            picture = partial(self._draw_attention, answer=answer)
         objects.sort(key=lambda record: -record["score"])
         return Records(objects, draw=partial(draw_on, input, exif_of(self.data), picture))
 
@@ -96,6 +105,11 @@ class DetectionPrediction(ABC):
         if file.content is not None or file.path.suffix.lower() not in VIDEO_SUFFIXES:
             yield self._view(self._read_image(file), file)
             return
+        if self.options.attention:
+            raise UserError(
+                f"task.predict.attention=true draws the attention in images, and {file.path} is a video; leave it out, "
+                "or give an image."
+            )
         with closing(VideoAnswers()) as answers:
             for frame in read_frames(file.path):
                 yield self._view(frame.image, file) | {"frames": [frame], "videos": [answers]}
@@ -111,7 +125,8 @@ class DetectionPrediction(ABC):
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line per image.
 
         The frames of a video are written to one video, and their objects to one file with a line of JSON per frame.
-        These two files are complete when the iterator of `read` is exhausted.
+        These two files are complete when the iterator of `read` is exhausted. If the answer to an image has
+        `attention`, that of the queries is drawn as .attention.png, and that of the encoder as .encoder.png.
         """
         files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
         # The method `read` of a user's task may omit the keys "names" and "originals".
@@ -129,6 +144,9 @@ class DetectionPrediction(ABC):
             else:
                 write_picture(picture, answer_file(folder, name, ".boxes.jpg"))  # overwrites no image of the user
                 write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
+                if "attention" in answer:
+                    for ending, sheet in self._attention_pictures(image, answer).items():
+                        write_picture(sheet, answer_file(folder, name, ending))
             counts = Counter(str(item["name"]) for item in objects)
             summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
             yield f"{what}: {summary} (score >= {self.options.threshold:g})"
@@ -151,6 +169,45 @@ class DetectionPrediction(ABC):
         boxes, labels, scores = self._selected(answer)
         return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
 
+    def _with_attention(
+        self, detect: Callable[[nn.Module, Batch], list[Answer]], model: nn.Module, batch: Batch
+    ) -> list[Answer]:
+        """Return `detect(model, batch)`, and what was attended to under the key `attention`.
+
+        If a query can give several detections, the answer must have `queries` (D,), each detection's index of a query.
+
+        Raises UserError if the model's attention cannot be recorded, or if the batch has several images.
+        """
+        if (count := len(batch["names"])) != 1:
+            raise UserError(
+                f"task.predict.attention=true draws one image a batch, and {type(self).__name__}.read gave {count}; "
+                "give batches of one image, or task.predict.attention=false."
+            )
+        with record(model) as recorded:
+            (answer,) = detect(model, batch)
+        height, width = batch["original_sizes"][0].tolist()
+        boxes = answer["boxes"] / answer["boxes"].new_tensor([width, height, width, height])
+        sizes = (tuple(batch["sizes"][0].tolist()), tuple(batch["images"].shape[-2:]))
+        return [{**answer, "attention": attended(model, recorded, boxes, answer.get("queries"), *sizes)}]
+
+    def _attention_pictures(self, image: Tensor, answer: Answer) -> dict[str, Tensor]:
+        """Draw the attention of the detections, the highest score first: ending of the file -> uint8 (3, H, W)."""
+        keep = self._kept(answer)
+        keep = keep[answer["scores"][keep].argsort(descending=True, stable=True)]
+        boxes, labels, scores = (answer[key][keep].tolist() for key in ("boxes", "labels", "scores"))
+        objects = [
+            Object(box, f"{self.categories[label]['name']} {score:.2f}", colour(label))
+            for box, label, score in zip(boxes, labels, scores, strict=True)
+        ]
+        seen: Attended = answer["attention"]
+        pictures = {".attention.png": draw_queries(image, rows(seen.queries, keep), objects)}
+        if seen.centres is not None:
+            pictures[".encoder.png"] = draw_encoder(image, rows(seen.centres, keep), objects)
+        return pictures
+
+    def _draw_attention(self, image: Tensor, answer: Answer) -> Tensor:
+        return self._attention_pictures(image, answer)[".attention.png"]
+
     def _objects(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> list[dict[str, Any]]:
         """Return the records {box, name, score} of the n detections that `_selected` returns."""
         return [
@@ -159,16 +216,21 @@ class DetectionPrediction(ABC):
         ]
 
     def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes (n, 4), labels (n,) and scores (n,) of the detections that are drawn and listed.
+        """Return the boxes (n, 4), labels (n,) and scores (n,) of the detections that are drawn and listed."""
+        keep = self._kept(answer)
+        return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
+
+    def _kept(self, answer: Answer) -> Tensor:
+        """Return the indices (n,) of the detections that are drawn and listed, in ascending order.
 
         Their scores are at least `threshold`. If `nms` is not None, non-maximum suppression within each class, with the
         IoU limit `nms`, is applied to these detections.
         """
-        keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
+        keep: Tensor = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
         if self.options.nms is not None:
             boxes, scores, labels = (answer[key][keep] for key in ("boxes", "scores", "labels"))
             keep = keep[batched_nms(boxes.float(), scores.float(), labels, self.options.nms).sort().values]
-        return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
+        return keep
 
     def _name(self, label: Tensor) -> str:
         return str(self.categories[int(label)]["name"])

@@ -19,6 +19,7 @@ from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, check_batch, draw_on, predict_each
+from common.report.tiles import add_caption
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
@@ -186,7 +187,7 @@ class Classification:
         text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
         return Records(
             classes,
-            draw=partial(draw_on, input, exif_of(self.data), partial(pictures.add_caption, text=text, correct=None)),
+            draw=partial(draw_on, input, exif_of(self.data), partial(add_caption, text=text, correct=None)),
         )
 
     def _top_classes(self, answer: Answer) -> list[dict[str, Any]]:
@@ -287,7 +288,7 @@ class Classification:
         captioned = []
         for image, label, answer in zip(images, labels, answers, strict=False):
             text = f"{answer['name']} {answer['probability']:.2f}"
-            captioned.append(pictures.add_caption(image, text, None if label < 0 else answer["label"] == label))
+            captioned.append(add_caption(image, text, None if label < 0 else answer["label"] == label))
         return pad_and_stack(captioned)
 
     def metric(self, split: Split) -> ClassificationMetric:

@@ -111,7 +111,15 @@ def test_a_folder_that_cannot_be_read_is_listed_and_the_others_are_read(
             names("photos/locked")
 
 
-@pytest.mark.parametrize("kinds", [(".boxes.jpg", ".boxes.json"), (".attention.png", ".classes.json")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (".boxes.jpg", ".boxes.json"),
+        (".attention.png", ".classes.json"),
+        (".attention.png", ".boxes.json"),
+        (".encoder.png", ".boxes.json"),
+    ],
+)
 def test_pictures_that_predict_wrote_are_no_input(
     kinds: tuple[str, str], write: Callable[..., None], tmp_path: Path
 ) -> None:

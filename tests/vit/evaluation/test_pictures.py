@@ -5,16 +5,8 @@ import torch
 from torch import Tensor
 
 from common.report.colours import HEAT
-from vit.evaluation.pictures import (
-    CAPTION_COLOURS,
-    MAX_SIDE,
-    MIN_SIDE,
-    SPACING,
-    add_caption,
-    draw_attention_sheet,
-    draw_confusion_matrix,
-    draw_heat_map,
-)
+from common.report.tiles import MAX_SIDE, SPACING, add_caption
+from vit.evaluation.pictures import draw_attention_sheet, draw_confusion_matrix, draw_heat_map
 
 
 def pixel(picture: Tensor, x: int, y: int) -> tuple[int, ...]:
@@ -158,36 +150,3 @@ def test_a_sheet_holds_the_image_the_mean_and_each_head(heads, columns, rows):
 def test_a_sheet_downscales_a_large_image():
     sheet = draw_attention_sheet(noise(3, 3000, 2000), torch.rand(2, 14, 14))
     assert sheet.shape[2] == 2 * (MAX_SIDE * 2 // 3) + SPACING and sheet.shape[1] < 2 * MAX_SIDE + 100
-
-
-@pytest.mark.parametrize("correct", [True, False, None])
-def test_a_caption_is_under_the_image_on_the_colour_of_its_correctness(correct):
-    image = noise(3, 450, 500)
-    picture = add_caption(image, "ankle boot 0.98", correct)
-    assert torch.equal(picture[:, :450], image) and picture.shape[2] == 500
-    strip = picture[:, 450:]
-    assert pixel(strip, 499, 0) == CAPTION_COLOURS[correct] and (strip.sum(0) < 30).any()  # black letters
-
-
-def test_a_long_caption_gets_more_lines_and_never_reaches_the_edge():
-    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
-    short, long = add_caption(image, "word", True), add_caption(image, "some more words " * 6, True)
-    assert long.shape[1] > short.shape[1] + 30
-    for picture in (long, add_caption(image, "w" * 1000, True)):
-        assert (picture[:, 400:, -4:] == torch.tensor(CAPTION_COLOURS[True])[:, None, None]).all()
-
-
-@pytest.mark.parametrize("size", [(8, 8), (1, 30), (300, 2), (2000, 10)])
-def test_a_small_or_narrow_image_gets_room_for_its_caption(size):
-    picture = add_caption(noise(3, *size), "ankle boot", None)
-    factor = max(1, -(-MIN_SIDE // max(size)))
-    width = size[1] * factor
-    assert picture.shape[2] == max(width, MIN_SIDE // 2) and picture.shape[1] > size[0] * factor + 15
-    left = (picture.shape[2] - width) // 2
-    shown = picture[:, factor // 2 : size[0] * factor : factor, left + factor // 2 : left + width : factor]
-    assert torch.equal(shown, noise(3, *size))
-
-
-def test_an_empty_caption_is_an_empty_strip():
-    picture = add_caption(noise(3, 400, 400), "", False)
-    assert (picture[:, 400:] == torch.tensor(CAPTION_COLOURS[False])[:, None, None]).all()
