@@ -17,7 +17,9 @@ code is 0, or 2 after an error.
 """
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +40,8 @@ from torch import Tensor
 from common.config.check import did_you_mean
 from common.config.compose import configure
 from common.errors import UserError
-from common.files import checkpoint
 from common.files.lines import as_json
+from common.files.names import printable
 from common.files.output import create_output, writing_to
 from common.files.retention import CheckpointFolder
 from common.files.table import table
@@ -50,7 +52,7 @@ from detr.tasks.detection import Detection
 from scripts.assigning import grid_cells, panels, stability, steps
 from scripts.assigning.hungarian import Matching, match_batch
 from scripts.assigning.panels import Assignment
-from scripts.assigning.scene import Scene, load_scene, relative_sizes
+from scripts.assigning.scene import MAX_NAME, Scene, load_scene, relative_sizes
 from scripts.assigning.sheet import draw_curve, make_sheet
 from scripts.assigning.steps import Candidates
 from scripts.assigning.suppression import Suppression, suppress
@@ -58,7 +60,7 @@ from scripts.assigning.suppression import Suppression, suppress
 KEYS = {
     "image": "id or file name of the image (default: the first image with an object)",
     "split": "train, val or test (default: val, or test if there is no val)",
-    "images": "number of images, from the first of the split, for the stability of matching (default: all)",
+    "images": "number of images, from the first of the split, for the stability of matching (default 200)",
     "nms": "IoU above which suppression drops the box with the lower score (default 0.5)",
     "output": "folder for the pictures and assignments.json (default: assignments)",
 }
@@ -74,7 +76,7 @@ class Options:
     overrides: list[str]
     image: str | None
     split: Split | None
-    images: int | None
+    images: int
     nms: float
     output: Path
 
@@ -101,10 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 picture.save(options.output / name)
             (options.output / "assignments.json").write_text(as_json(record, indent=1) + "\n", encoding="utf-8")
     except UserError as error:
-        # Configs are composed as for evaluate.py or train.py, so the error messages name them, which is replaced here.
-        print(
-            str(error).replace("evaluate.py", "assignments.py").replace("train.py", "assignments.py"), file=sys.stderr
-        )
+        # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
+        print(str(error).replace("evaluate.py", "assignments.py"), file=sys.stderr)
         return 2
     print(f"wrote     {options.output}: {', '.join([*pictures, 'assignments.json'])}")
     return 0
@@ -120,13 +120,12 @@ def read_options(words: Sequence[str]) -> Options:
     if split is not None and split not in SPLITS:
         raise UserError(f"split={split} is no split{did_you_mean(split, SPLITS)}; give train, val or test.")
     checkpoints = find_checkpoints(own["checkpoint"]) if own.get("checkpoint") else []
-    images = _number("images", own["images"], int, 1, 10**9) if "images" in own else None
     return Options(
         checkpoints=checkpoints,
         overrides=overrides,
         image=own.get("image"),
         split=split,  # type: ignore[arg-type]
-        images=images,
+        images=_number("images", own.get("images", "200"), int, 1, 10**9),
         nms=_number("nms", own.get("nms", "0.5"), float, 0, 1),
         output=Path(own.get("output") or "assignments"),
     )
@@ -173,10 +172,11 @@ def draw_image(
 ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
     """Draw the two pictures of one image and print their tables; returns the numbers, and the pictures by file name."""
     (matching,) = match_batch(task, parts.model, scene.batch)
+    names = [printable(str(category["name"]))[:MAX_NAME] for category in task.categories]
     trained = bool(options.checkpoints)
     weights = f"Weights: {options.checkpoints[-1].name}." if trained else "Weights: the initial model, not trained."
-    assignments = assign_all(scene, matching, weights, relative_sizes(task.data, split))
-    print(table("positives of each object", counts_table(scene, assignments)))
+    assignments = assign_all(scene, matching, names, weights, relative_sizes(task.data, split))
+    print(table("positives of each object (FreeAnchor, AutoAssign: candidates)", counts_table(scene, assignments)))
     heading = f"Label assignments: {Path(scene.file).name} ({split})"
     sheets = [panels.objects_panel(scene), *(assignment.panel(scene) for assignment in assignments)]
     candidates = steps.detections(matching) if trained else steps.anchors_near_objects(scene)
@@ -187,7 +187,7 @@ def draw_image(
     title = f"Non-maximum suppression within each class, above IoU {options.nms:g}: {Path(scene.file).name} ({split})"
     pictures = {
         "assignments.png": make_sheet(heading, sheets, COLUMNS),
-        "suppression.png": make_sheet(title, steps.panels(scene, candidates, result), 4),
+        "suppression.png": make_sheet(title, steps.panels(scene, candidates, result, names), 4),
     }
     objects = [
         {
@@ -202,8 +202,14 @@ def draw_image(
     return {**record, "nms": options.nms, "suppression": rows}, pictures
 
 
-def assign_all(scene: Scene, matching: Matching, weights: str, sizes: tuple[Tensor, Split]) -> list[Assignment]:
-    """Make all assignments; `sizes` are those of the boxes for the anchor shapes, and the split they are from."""
+def assign_all(
+    scene: Scene, matching: Matching, names: Sequence[str], weights: str, sizes: tuple[Tensor, Split]
+) -> list[Assignment]:
+    """Make all assignments.
+
+    `names` are those of the classes, `weights` is a sentence on the model, and `sizes` are the boxes' sizes for the
+    anchor shapes, with the split they are from.
+    """
     extents, source = sizes
     note = f"Shapes: k-means with 1 - IoU over {len(extents):,} boxes of {source}."
     five = grid_cells.cluster_shapes(extents, grid_cells.V2_SHAPES)
@@ -217,12 +223,12 @@ def assign_all(scene: Scene, matching: Matching, weights: str, sizes: tuple[Tens
         panels.yolo(scene, 2, [five], note),
         panels.yolo(scene, 3, nine, note),
         panels.auto_assign(scene),
-        panels.detr(scene, matching, weights),
+        panels.detr(scene, matching, names, weights),
     ]
 
 
 def counts_table(scene: Scene, assignments: Sequence[Assignment]) -> list[list[Any]]:
-    """Make the rows of the table of positives: a header, a row for each object, and the total and the candidates."""
+    """Make the rows of the table of positives: a header, a row for each object, and three sums."""
     header = ["object", "width", "height", *(part.name for part in assignments)]
     extents = (scene.boxes[:, 2:] - scene.boxes[:, :2]).round().int().tolist()
     rows = [
@@ -230,7 +236,8 @@ def counts_table(scene: Scene, assignments: Sequence[Assignment]) -> list[list[A
         for index, name in enumerate(scene.names)
     ]
     totals = ["all", "", "", *(sum(part.counts) for part in assignments)]
-    return [header, *rows, totals, ["candidates", "", "", *(part.candidates for part in assignments)]]
+    without = ["objects without", "", "", *(part.counts.count(0) for part in assignments)]
+    return [header, *rows, totals, without, ["of", "", "", *(part.candidates for part in assignments)]]
 
 
 def suppression_rows(task: Detection, candidates: Candidates, result: Suppression) -> list[dict[str, Any]]:
@@ -281,21 +288,26 @@ def draw_stability(options: Options, split: Split) -> tuple[list[dict[str, Any]]
         f"Share of the {rows[0]['objects']:,} objects in {rows[0]['images']:,} images of {split} whose matched query "
         "differs from that of the checkpoint before (last decoder layer, images not augmented)."
     )
-    shares = [0.0 if row["share"] != row["share"] else row["share"] for row in rows]  # NaN without objects
+    instability = [row["instability"] for row in rows]
+    caption += (
+        f" DN-DETR's instability, the mean number of queries of an image whose object differs, is {instability[0]:.2f} "
+        f"at first and {instability[-1]:.2f} at last. Horizontal axis: step of the later checkpoint."
+    )
+    shares = [0.0 if math.isnan(row["share"]) else row["share"] for row in rows]  # NaN without objects
     return rows, draw_curve("Instability of matching", [str(row["to"]) for row in rows], shares, caption)
 
 
 def _queries(parts: Components, options: Options, split: Split) -> list[Tensor]:
     """Return the query of each object, for each of the first images of the split."""
-    count = min(parts.data.count(split), options.images or parts.data.count(split))
+    count = min(parts.data.count(split), options.images)
     task = detection_task(parts)
     return list(stability.match_split(task, parts.model, task.data, split, count))
 
 
 def _step(file: Path) -> str:
-    """Return the step of a checkpoint as text, or the name of a file of another program."""
-    content = checkpoint.load(file)
-    return f"{content['step']:,}" if checkpoint.is_ours(content) and "step" in content else file.stem
+    """Return the step of a checkpoint by its name, such as step_00001000.pt, or the name of any other file."""
+    match = re.fullmatch(r"step_0*(\d+)", file.stem)
+    return f"{int(match[1]):,}" if match else file.stem
 
 
 def _number(key: str, text: str, kind: type, low: float, high: float) -> Any:

@@ -1,5 +1,6 @@
 """Draw boxes, points and lines on an enlarged image, in coordinates of the image."""
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -35,7 +36,7 @@ class Canvas:
         """Draw the outline of a box (4,) xyxy."""
         x0, y0, x1, y1 = self._corners(box)
         corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
-        for start, end in zip(corners, corners[1:], strict=False):
+        for start, end in itertools.pairwise(corners):
             parts = _dashes(start, end) if dashed else [(start, end)]
             self._strokes(parts, colour, width, alpha)
 
@@ -70,7 +71,7 @@ class Canvas:
         """Write a text in a box of the colour, whose lower left corner is at `place` (2,), inside the picture."""
         pen = ImageDraw.Draw(self.picture)
         font = ImageFont.load_default(size=14)
-        left, top, right, bottom = font.getbbox(text)
+        _, _, right, bottom = font.getbbox(text)
         width, height = math.ceil(right) + 4, math.ceil(bottom) + 4
         x, y = (place * self.scale).tolist()
         x = min(max(0, x), self.picture.width - width)

@@ -1,6 +1,6 @@
 """The panels of the sheet: each draws an assignment on the image and counts the positives of each object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from scripts.assigning.hungarian import UNMATCHED, Matching
 from scripts.assigning.scene import Scene
 from scripts.assigning.sheet import Panel
 
+# the years of the papers, for the titles
 SOURCES = {"RPN": "Faster R-CNN, 2015", "RetinaNet": "2017", "FCOS": "2019", "YOLOv1": "2016", "YOLOv2": "2017"}
 SOURCES |= {"YOLOv3": "2018", "FreeAnchor": "2019", "AutoAssign": "2020", "DETR": "2020"}
 
@@ -26,7 +27,8 @@ class Assignment:
     name: the method, for the table.
     counts: the number of positives of each object.
     candidates: the number of anchors, points, slots or queries from which the positives are chosen.
-    details: for each object, a number that is shown beside its count; empty = none.
+    details: for each object, a text that is shown beside its count; empty = none.
+    noun: what is counted: "positives", or "candidates" among which training chooses.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Assignment:
     caption: str
     canvas: Canvas
     details: list[str] = field(default_factory=list)
+    noun: str = "positives"
 
     def panel(self, scene: Scene) -> Panel:
         """Make the panel, with the number of positives of each object below the picture."""
@@ -44,7 +47,7 @@ class Assignment:
             for number, (name, count, detail) in enumerate(zip(scene.names, self.counts, details, strict=True), 1)
         ]
         counts = [(colour(index), text) for index, text in enumerate(texts)]
-        caption = f"{sum(self.counts)} positives of {self.candidates}. {self.caption}"
+        caption = f"{sum(self.counts):,} {self.noun} of {self.candidates:,}. {self.caption}"
         return Panel(f"{self.name} ({SOURCES[self.name]})", self.canvas.picture, counts, caption)
 
 
@@ -84,7 +87,7 @@ def by_iou(scene: Scene, name: str) -> Assignment:
         canvas.dots(_centres(boxes[is_weak]), colour(index), 5, hollow=True)
     caption = (
         f"Anchors with an IoU of at least {high} (discs at their centres, outlines of about a dozen) and each object's "
-        f"best anchors below it (circles, the number in brackets); {int(ignored.sum())} with an IoU from {low} are "
+        f"best anchors below it (circles, the number in brackets); {int(ignored.sum()):,} with an IoU from {low} are "
         f"ignored (grey). {_levels(strides, scale)}, "
         f"{len(sizes[0]) * len(anchors.RATIOS)} anchors each."
     )
@@ -157,11 +160,11 @@ def free_anchor(scene: Scene) -> Assignment:
         canvas.dots(_centres(boxes[bag]), colour(index), 4, alpha=150)
     lowest = [f" (IoU {float(iou[bag[-1]]):.2f})" for iou, bag in zip(ious, bags, strict=True)]
     caption = (
-        f"Candidates: the {anchors.BAG_SIZE} of RetinaNet's anchors with the highest IoU (discs; the lowest IoU in "
+        f"The {anchors.BAG_SIZE} of RetinaNet's anchors with the highest IoU (discs; the lowest IoU in "
         "brackets; the best anchor dashed). Training learns which of them match: the likelihood of an object is a mean "
         "over its bag of classification times localisation, weighted to approach the best anchor alone (mean-max)."
     )
-    return Assignment("FreeAnchor", [len(bag) for bag in bags], len(boxes), caption, canvas, lowest)
+    return Assignment("FreeAnchor", [len(bag) for bag in bags], len(boxes), caption, canvas, lowest, "candidates")
 
 
 def auto_assign(scene: Scene) -> Assignment:
@@ -177,16 +180,19 @@ def auto_assign(scene: Scene) -> Assignment:
         _weighted_dots(canvas, places[inside], level[inside], prior[inside, index], index)
     counts = (prior > 0).sum(0).tolist()
     caption = (
-        "Candidates: all points of all levels inside the box (larger discs are coarser levels), with the initial "
+        "All points of all levels inside the box (larger discs are coarser levels), with the initial "
         "centre prior as opacity (mean 0, deviation 1 stride; its sum in brackets). Training learns mean and deviation "
         "of each class, and multiplies the prior by a weight that grows with the predicted confidence."
     )
     sums = [f" ({total:.1f})" for total in prior.sum(0).tolist()]
-    return Assignment("AutoAssign", counts, len(places), caption, canvas, sums)
+    return Assignment("AutoAssign", counts, len(places), caption, canvas, sums, "candidates")
 
 
-def detr(scene: Scene, matching: Matching, weights: str) -> Assignment:
-    """Join each object to the box of its matched query; `weights` says which model predicts the boxes."""
+def detr(scene: Scene, matching: Matching, names: Sequence[str], weights: str) -> Assignment:
+    """Join each object to the box of its matched query.
+
+    `names` are those of the classes, and `weights` says which model predicts the boxes.
+    """
     canvas = _canvas(scene)
     queries = matching.queries.tolist()
     for box in matching.boxes:
@@ -200,12 +206,14 @@ def detr(scene: Scene, matching: Matching, weights: str) -> Assignment:
             canvas.dots(ends[1:], colour(index), 5, hollow=True)
     for index, query in enumerate(queries):
         if query != UNMATCHED:
-            canvas.text(matching.boxes[query][:2], f"q{query} {float(matching.scores[query]):.2f}", colour(index))
+            name, score = names[int(matching.labels[query])], float(matching.scores[query])
+            canvas.text(matching.boxes[query][:2], f"q{query} {name} {score:.2f}", colour(index))
     details = ["" if query == UNMATCHED else f" (q{query})" for query in queries]
     counts = [int(query != UNMATCHED) for query in queries]
     caption = (
         "One query for each object, by the lowest total cost of class, L1 and GIoU (Hungarian matching): its box "
-        f"(dashed, with its score) is joined to the object (disc); boxes of other queries are grey. {weights}"
+        "(dashed, with its most probable class) is joined to the object (disc); boxes of other queries are grey. "
+        f"{weights}"
     )
     return Assignment("DETR", counts, len(matching.boxes), caption, canvas, details)
 
@@ -220,15 +228,14 @@ def _canvas(scene: Scene) -> Canvas:
 
 def _weighted_dots(canvas: Canvas, places: Tensor, level: Tensor, weights: Tensor, index: int) -> None:
     """Draw points whose size grows with the level and whose opacity grows with the weight in [0, 1]."""
-    opacity: Callable[[float], int] = lambda weight: round(30 + 225 * weight)  # noqa: E731
     for place, number, weight in sorted(
         zip(places, level.tolist(), weights.tolist(), strict=True), key=lambda x: -x[1]
     ):
-        canvas.dots(place[None], colour(index), 3 + 1.5 * number, alpha=opacity(weight))
+        canvas.dots(place[None], colour(index), 3 + 1.5 * number, alpha=round(30 + 225 * weight))
 
 
 def _draw_slots(canvas: Canvas, scene: Scene, slots: Slots, grids: Sequence[int], shapes: Tensor | None) -> None:
-    """Fill the cells that hold objects, and draw their anchor shapes dashed; a slot that another object took is empty."""
+    """Fill the cells that hold objects, draw their anchor shapes dashed; a cell that another object took is hollow."""
     sides = torch.tensor(grids)[slots.grids]
     extent = _extent(scene)
     for index, (cell, side, holds) in enumerate(zip(slots.cells, sides, slots.holds.tolist(), strict=True)):

@@ -1,5 +1,7 @@
 """The picture of non-maximum suppression, step by step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from scripts.assigning.sheet import Panel
 from scripts.assigning.suppression import Suppression
 
 MIN_SCORE = 0.05  # of the candidates of a model, as in Faster R-CNN's evaluation
-ANCHORS_PER_OBJECT = 10
+ANCHORS_PER_OBJECT = 8
 MAX_STEPS = 6  # panels of single steps; further steps are only in the last panel and in the table
 
 
@@ -45,8 +47,15 @@ def anchors_near_objects(scene: Scene) -> Candidates:
     return Candidates(boxes[chosen], scores, scene.labels[owners], origin)
 
 
-def panels(scene: Scene, candidates: Candidates, suppression: Suppression) -> list[Panel]:
-    """Make a panel of all candidates, one for each of the first steps, and one of the result."""
+def panels(scene: Scene, candidates: Candidates, suppression: Suppression, names: Sequence[str]) -> list[Panel]:
+    """Make a panel of all candidates, one for each of the first steps, and one of the result.
+
+    `names` are those of the classes.
+    """
+    texts = [
+        f"{names[label]} {score:.2f}"
+        for label, score in zip(candidates.labels.tolist(), candidates.scores.tolist(), strict=True)
+    ]
     canvas = Canvas(scene.image)
     for box in candidates.boxes:
         canvas.box(box, GREY, width=1)
@@ -54,17 +63,20 @@ def panels(scene: Scene, candidates: Candidates, suppression: Suppression) -> li
     result = [Panel("Candidates", canvas.picture, [], f"{count} boxes. {candidates.origin}")]
     kept = suppression.kept
     for step in range(min(len(kept), MAX_STEPS)):
-        result.append(_step(scene, candidates, suppression, step))
+        result.append(_step(scene, candidates, suppression, step, texts))
     canvas = Canvas(scene.image, dimmed=False)
     for number, candidate in enumerate(kept):
         canvas.box(candidates.boxes[candidate], colour(number), width=2)
     for number, candidate in enumerate(kept):
-        canvas.text(candidates.boxes[candidate][:2], f"{float(candidates.scores[candidate]):.2f}", colour(number))
+        canvas.text(candidates.boxes[candidate][:2], texts[candidate], colour(number))
     return [*result, Panel("Kept", canvas.picture, [], f"{len(kept)} of {count} boxes are kept.")]
 
 
-def _step(scene: Scene, candidates: Candidates, suppression: Suppression, step: int) -> Panel:
-    """Draw the step that keeps the box of rank `step` and drops those that overlap it; the rest is grey."""
+def _step(scene: Scene, candidates: Candidates, suppression: Suppression, step: int, texts: Sequence[str]) -> Panel:
+    """Draw the step that keeps the box of rank `step` and drops those that overlap it; the rest is grey.
+
+    `texts` are the class and the score of each candidate.
+    """
     canvas, kept = Canvas(scene.image), suppression.kept
     current, shade = kept[step], colour(step)
     handled = {*kept[: step + 1]} | {i for k in kept[: step + 1] for i in suppression.dropped_by(k)}
@@ -81,8 +93,8 @@ def _step(scene: Scene, candidates: Candidates, suppression: Suppression, step: 
         canvas.dots(centres[index][None], shade, 4, hollow=True)
     canvas.box(candidates.boxes[current], shade, width=3)
     canvas.dots(centres[current][None], shade, 5)
-    canvas.text(candidates.boxes[current][:2], f"{float(candidates.scores[current]):.2f}", shade)
-    caption = f"Kept: the highest score that is left, {float(candidates.scores[current]):.2f}. Dropped: {len(dropped)}"
+    canvas.text(candidates.boxes[current][:2], texts[current], shade)
+    caption = f"Kept: {texts[current]}, the highest score that is left. Dropped: {len(dropped)}"
     if dropped:
         overlaps = suppression.overlaps[dropped]
         caption += f", with IoU {float(overlaps.min()):.2f} to {float(overlaps.max()):.2f} (dashed, joined to it)"
