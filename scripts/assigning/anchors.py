@@ -19,8 +19,8 @@ PROPOSAL_STRIDES = (4, 8, 16, 32, 64)
 PROPOSAL_SIZES = ((32,), (64,), (128,), (256,), (512,))  # Lin et al. 2017, arXiv 1612.03144, section 4.1
 PROPOSAL_THRESHOLDS = (0.7, 0.3)  # Ren et al. 2015, arXiv 1506.01497, section 3.1.2
 RETINA_STRIDES = (8, 16, 32, 64, 128)
-# Lin et al. 2017, arXiv 1708.02002, section 4: three sizes in each octave
-RETINA_SIZES = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in (32, 64, 128, 256, 512))
+# Lin et al. 2017, arXiv 1708.02002, section 4: three sizes in each octave, in whole pixels as in torchvision
+RETINA_SIZES = tuple(tuple(int(size * 2 ** (third / 3)) for third in range(3)) for size in (32, 64, 128, 256, 512))
 RETINA_THRESHOLDS = (0.5, 0.4)
 BAG_SIZE = 50  # Zhang et al. 2019, arXiv 1909.02466, section 4
 
