@@ -87,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _overrides(sys.argv[1:] if arguments is None else list(arguments))
     try:
         options = read_options(words)
-        create_output(options.output)
         loaded = load(options.overrides, options.checkpoints[-1] if options.checkpoints else None)
         split = options.split or ("val" if loaded.data.count("val") else "test")
         task = detection_task(loaded)
         scene = load_scene(task.data, split, options.image, task.categories)
+        create_output(options.output)
         print(loaded.weights_line)
         print(f"image     {scene.file} (id {scene.id} of {split}), {len(scene.boxes)} objects")
         record, pictures = draw_image(loaded, task, scene, split, options)
