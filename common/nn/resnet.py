@@ -207,15 +207,13 @@ class Backbone(nn.Module):
 class PyramidBackbone(Backbone):
     """A ResNet whose `forward` returns the maps of its last `count` stages.
 
-    Raises UserError if the ResNet has fewer stages.
+    Raises ValueError if the ResNet has fewer stages.
     """
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool, count: int):
         super().__init__(options, official_padding=official_padding)
         if count > len(self.stages):
-            raise UserError(
-                f"model.sampling.maps={count}, but {options.name} has {len(self.stages)} stages; give at most that."
-            )
+            raise ValueError(f"{options.name} has {len(self.stages)} stages, so it has no {count} maps")
         self.count = count
         blocks = [getattr(self, name)[-1] for name, _, _ in self.stages[-count:]]
         self.map_channels = [(block.conv3 if isinstance(block, Bottleneck) else block.conv2).out_channels

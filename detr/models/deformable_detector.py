@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.machine.device import full_precision
 from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.linear import Linear
-from common.nn.resnet import BackboneOptions, PyramidBackbone
+from common.nn.resnet import ARCHITECTURES, BackboneOptions, PyramidBackbone
 from common.types import Fraction, Layers, Positive
 from detr.models import levels
 from detr.models.deformable_attention import DeformableAttention, References
@@ -78,6 +78,10 @@ class DeformableDetector(QueryDetector):
         self.logits = classes + 1 if logits is None else logits
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
+        if sampling.maps > (stages := len(ARCHITECTURES[backbone.name][1])):
+            raise UserError(
+                f"model.sampling.maps={sampling.maps}, but {backbone.name} has {stages} stages; give at most that."
+            )
         if two_stage and not refine:
             raise UserError("model.two_stage=true needs model.refine=true, because queries start from proposed boxes.")
         self.width, self.auxiliary, self.guided = width, auxiliary, refine
