@@ -248,8 +248,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
             offered = key == "logits"  # by the task, so it is no config key
             # Users' subclasses and their yaml may be older than these.
             added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
-            added |= key == "attention" and options.path.startswith("detr.")
-            added = added or key == "detections_per_image"
+            added |= key in ("attention", "detections_per_image") and options.path.startswith("detr.")
             assert field.required or offered or added, f"{options.path}.{key} has a default"
             nested = (field.annotation, *typing.get_args(field.annotation))
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]

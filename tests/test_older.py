@@ -242,6 +242,7 @@ def test_every_added_key_of_a_class_exists(choices: list[str]):
                 "test_share",
                 "root",
                 "predict.nms",
+                "predict.detections_per_image",
                 "predict.attention",
                 "cache",
             )  # users' subclasses, and their yaml, were written before these keys

@@ -57,6 +57,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "evaluator": "pycocotools",
         **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
         "predict.nms": None,  # no box was suppressed
+        "predict.detections_per_image": None,  # each query gave one detection
         "predict.attention": False,  # no attention was drawn
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},

@@ -32,17 +32,8 @@ class DenoisingDetection(Detection):
         predict: PredictOptions,
         evaluator: Evaluator,
         denoising: DenoisingOptions,
-        detections_per_image: Positive | None = None,
     ):
-        super().__init__(
-            data=data,
-            queries=queries,
-            loss=loss,
-            matcher=matcher,
-            predict=predict,
-            evaluator=evaluator,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(data=data, queries=queries, loss=loss, matcher=matcher, predict=predict, evaluator=evaluator)
         self.denoising = denoising
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:

@@ -55,9 +55,8 @@ class Detection(DetectionPrediction):
     """The task of object detection: boxes with classes.
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
-    metrics; all packages give identical values. `detections_per_image` is the number of detections of an image, which
-    are then the pairs of a query and a class with the highest scores; None = one for each query. A subclass may add
-    terms and costs to `criterion`, and override `hints` and `answer_sets`.
+    metrics; all packages give identical values. A subclass may add terms and costs to `criterion`, and override `hints`
+    and `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
@@ -74,10 +73,8 @@ class Detection(DetectionPrediction):
         matcher: MatcherOptions,
         predict: PredictOptions,
         evaluator: Evaluator,
-        detections_per_image: Positive | None = None,  # has a default, because older config files lack it
     ):
         self.data, self.queries, self.evaluator = data, queries, evaluator
-        self.detections_per_image = detections_per_image
         self.classification, self.options = loss.classification, predict
         self.criterion = Criterion(loss, matcher)
         self.unanswered: list[str] = []
@@ -218,11 +215,11 @@ class Detection(DetectionPrediction):
     def _detections(self, model: nn.Module, batch: Batch) -> list[Answer]:
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
-        scores, labels, boxes = detections(self.classification, last, self.detections_per_image)
+        scores, labels, boxes = detections(self.classification, last, self.options.detections_per_image)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         columns = {"boxes": boxes * scale, "scores": scores, "labels": labels}
         if self.options.attention:
-            columns["queries"] = query_indices(self.classification, last, self.detections_per_image)
+            columns["queries"] = query_indices(self.classification, last, self.options.detections_per_image)
         rows = zip(*(column.cpu() for column in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 

@@ -23,7 +23,7 @@ from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, check_batch, draw_on, predict_each
 from common.report.video import VideoAnswers
 from common.task import Answer, Batch
-from common.types import Fraction
+from common.types import Fraction, Positive
 from detr.data.protocol import DetectionData
 from detr.evaluation.attention import Attended, attended, record, rows
 from detr.evaluation.attention_pictures import Object, draw_encoder, draw_queries
@@ -32,8 +32,10 @@ from detr.evaluation.pictures import colour, draw
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The options of prediction. Evaluation does not use them: it keeps the detections of all queries.
+    """The options of prediction. Of them, evaluation uses only `detections_per_image`.
 
+    detections_per_image: number of detections of an image, which are then the pairs of a query and a class with the
+        highest scores; None = one detection for each query, as in DETR.
     threshold: minimum score of detections that are drawn and listed.
     nms: if two boxes of a class have an IoU above `nms`, the one with the lower score is dropped; None = no box is
         dropped, as in DETR.
@@ -41,7 +43,8 @@ class PredictOptions:
     """
 
     threshold: Fraction
-    # These two have a default, because users' older config files lack them.
+    # These have a default, because users' older config files lack them.
+    detections_per_image: Positive | None = None
     nms: Fraction | None = None
     attention: bool = False
 

@@ -51,7 +51,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
     images, sizes = _sample_batch(_scaled([(70, 60), (64, 61), (50, 33)], model))
     graph = Graph(
         "model",
-        Detections(model, task.classification, task.detections_per_image),
+        Detections(model, task.classification, task.options.detections_per_image),
         {"images": images, "sizes": sizes},
         {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
         {
@@ -147,9 +147,9 @@ def _compare(
     padded = any(shape != following for shape, following in pairwise(shapes))
     outputs = unstack_layers(model(images, sizes if padded else None))[-1]
     exported, class_probabilities = function(images, sizes), probabilities(task.classification, outputs["logits"])
-    scores, _, boxes = detections(task.classification, outputs, task.detections_per_image)
+    scores, _, boxes = detections(task.classification, outputs, task.options.detections_per_image)
     inputs = f"{len(shapes)} x 3 x {images.shape[2]} x {images.shape[3]}{', padded' if padded else ''}"
-    if task.detections_per_image is not None:
+    if task.options.detections_per_image is not None:
         distance = _distance(exported, class_probabilities, to_xyxy(outputs["boxes_cxcywh"]))
         return [
             Comparison(inputs, "scores", absolute_difference(exported["scores"], scores)),

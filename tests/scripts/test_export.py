@@ -278,7 +278,7 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
         ("deformable", []),
-        ("deformable", ["model.refine=false", "task.detections_per_image=null", "model.official_padding=true"]),
+        ("deformable", ["model.refine=false", "task.predict.detections_per_image=null", "model.official_padding=true"]),
         ("deformable", ["model.two_stage=true", "model.queries=7"]),
         ("dino", []),
         ("dino", ["model.two_stage=false", "model.backbone.name=resnet18", "model.sampling.levels=4"]),

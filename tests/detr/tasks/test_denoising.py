@@ -45,9 +45,8 @@ def task(kind: str) -> Detection:
             focal_gamma=2.0,
         ),
         "matcher": MatcherOptions(class_cost=2, box_cost=5, giou_cost=2),
-        "predict": PredictOptions(threshold=0.5),
+        "predict": PredictOptions(threshold=0.5, detections_per_image=10),
         "evaluator": "pycocotools",
-        "detections_per_image": 10,
     }
     detection: Detection
     if "D" in kind:
