@@ -12,7 +12,6 @@ from common.files import checkpoint, download
 from common.weights import values
 from common.weights.unwrapping import unwrap
 
-
 # The prefixes of a backbone's tensors in files of our CNN detectors, of torchvision's and official DETR's detectors, and
 # of our other detectors.
 PREFIXES = ("net.backbone.body.", "backbone.body.", "backbone.0.body.", "backbone.")
@@ -28,7 +27,7 @@ class WeightsOptions(Protocol):
 
     @property
     def weights(self) -> str:
-        """"none", "imagenet_v1", or the path of a file."""
+        """ "none", "imagenet_v1", or the path of a file."""
 
 
 def load_weights(backbone: nn.Module, options: WeightsOptions) -> list[str]:

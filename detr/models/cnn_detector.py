@@ -49,7 +49,8 @@ class CnnDetector(nn.Module, ABC):
     torchvision's names with the prefix "net.".
     """
 
-    unshardable = "torchvision's detectors cannot be sharded"
+    # Each rank would gather the parts of the backbone as often as it has groups of images.
+    unshardable = "torchvision's detectors run a different number of times on each process"
     background: ClassVar[int]  # 1 if index 0 of the class scores is the background, otherwise 0
     decided_by_data: Sequence[str]
     # What depends on the micro-batch in the losses of torchvision.
@@ -63,6 +64,7 @@ class CnnDetector(nn.Module, ABC):
         _part(net, "backbone").register_forward_hook(_upcast_outputs)
         for layer in last_layers:
             compute_in_full_precision(layer)
+        self.to(memory_format=torch.channels_last)  # the fastest memory layout for convolutions
 
     @property
     def per_micro_batch(self) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ class CnnDetector(nn.Module, ABC):
         return _part(_part(self.net, "backbone"), "body")
 
 
-class Unresized(GeneralizedRCNNTransform):
+class Unresized(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's conversion of a list of images to a batch, without resizing, for images that are normalised."""
 
     def __init__(self) -> None:
@@ -166,7 +168,7 @@ class _FullPrecisionLinear(nn.Linear):
 def compute_in_full_precision(layer: nn.Module) -> None:
     """Make a convolution or linear map compute in fp32, also under autocast."""
     # Exchanging the class keeps the layer's tensors and names, and the layer can still be copied.
-    layer.__class__ = {nn.Conv2d: _FullPrecisionConv2d, nn.Linear: _FullPrecisionLinear}[type(layer)]  # type: ignore[index]
+    layer.__class__ = {nn.Conv2d: _FullPrecisionConv2d, nn.Linear: _FullPrecisionLinear}[type(layer)]
 
 
 def _upcast_outputs(module: nn.Module, inputs: Any, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

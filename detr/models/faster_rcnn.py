@@ -11,9 +11,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from common.types import Positive
+from detr.models.anchors import AnchorOptions, anchor_generator
 from detr.models.cnn_detector import CnnDetector, DetectionOptions, Unresized
 from detr.models.pyramid import SMALL_STRIDES, PyramidOptions, pyramid
-from detr.models.anchors import AnchorOptions, anchor_generator
 
 
 @dataclass(frozen=True, kw_only=True)

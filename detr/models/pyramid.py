@@ -64,7 +64,7 @@ class SmallPyramid(nn.Module):
 
 
 def _stage(channels: tuple[int, ...], first: bool) -> nn.Sequential:
-    """Convolutions between the given numbers of channels; the first has stride 2, in the first stage the second, too."""
+    """Convolutions from each of `channels` to the next; the first has stride 2, in the first stage the second, too."""
     norm = partial(nn.GroupNorm, GROUPS)
     strides = [2, 2 if first else 1, 1]
     pairs = zip(channels, channels[1:], strides, strict=False)

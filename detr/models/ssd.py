@@ -5,7 +5,7 @@ cnn_detector.py. The aspect ratio of images is not kept.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16
@@ -63,9 +63,9 @@ class SSD(CnnDetector):
 
     def pretrained_part(self) -> nn.Module:
         """The convolutions of VGG-16, with their names in torchvision's VGG: features.0.weight and so on."""
-        backbone = self.net.backbone
-        vgg = nn.Sequential(*backbone.features, *list(backbone.extra[0])[:-1])  # type: ignore[union-attr, index, arg-type]
-        return nn.ModuleDict({"features": vgg})
+        backbone: Any = self.net.backbone
+        *rest, _ = backbone.extra[0]  # the last are the layers that SSD adds
+        return nn.ModuleDict({"features": nn.Sequential(*backbone.features, *rest)})
 
     def _groups(self, images: list[Tensor]) -> list[list[int]]:
         """Return one group of all images, because they are resized to the same size."""

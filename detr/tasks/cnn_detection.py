@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.data.images import normalise
 from common.errors import UserError
+from common.machine.device import compute_dtype
 from common.task import Adopted, Answer, Batch
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
@@ -71,9 +73,23 @@ class CnnDetection(DetectionTask):
         detections = model(*self._inputs(model, batch))["detections"]
         scales = (batch["original_sizes"] / batch["sizes"]).flip(1).repeat(1, 2)  # (B, 4) as x y x y
         return [
-            {"boxes": d["boxes"].float().cpu() * scale, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
+            {
+                "boxes": d["boxes"].float().cpu() * scale,
+                "scores": d["scores"].float().cpu(),
+                "labels": d["labels"].cpu(),
+            }
             for d, scale in zip(detections, scales.cpu(), strict=True)
         ]
+
+    def _inputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the batch's normalised images (B, 3, H, W), and their sizes (B, 2), on the model's device.
+
+        The sizes are heights and widths without padding, or None if no image is padded.
+        """
+        device = next(model.parameters()).device
+        sizes = batch["sizes"].to(device)
+        images = normalise(batch["images"].to(device), sizes, compute_dtype(device))
+        return images, sizes if batch["padded"] else None
 
     def from_scratch(self, minimum: int) -> str:
         """Return what a CNN detector learns from few images without pretrained weights, and what to do instead."""

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from common.data.images import normalise
 from common.errors import UserError
-from common.machine.device import constant
+from common.machine.device import compute_dtype, constant
 from common.task import Adopted, Answer, Batch, Split
 from common.types import Positive
 from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
@@ -144,7 +145,10 @@ class Detection(DetectionTask):
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
 
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
-        inputs = self._inputs(model, batch)
+        device = next(model.parameters()).device
+        sizes = batch["sizes"].to(device)
+        images = normalise(batch["images"].to(device), sizes, compute_dtype(device))
+        inputs = (images, sizes if batch["padded"] else None)
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def split_advice(self, split: Split) -> list[str]:
@@ -157,8 +161,8 @@ class Detection(DetectionTask):
     def from_scratch(self, minimum: int) -> str:
         """Return what DETR learns from few images without pretrained weights, and what to do instead."""
         return (
-            f"DETR learns next to nothing from fewer than {minimum:,} that way; start from checkpoint=FILE (an official "
-            "COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
+            f"DETR learns next to nothing from fewer than {minimum:,} that way; start from checkpoint=FILE (an "
+            "official COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
         )
 
     def alarms(self, answers: list[Answer]) -> list[str]:

@@ -4,13 +4,9 @@ import json
 from abc import abstractmethod
 from typing import Any, ClassVar, TypedDict
 
-from torch import Tensor, nn
-
-from common.data.images import normalise
 from common.data.names import composed
 from common.errors import UserError
-from common.machine.device import compute_dtype
-from common.task import Batch, Goal, Split
+from common.task import Goal, Split
 from common.types import SPLITS
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
@@ -74,16 +70,6 @@ class DetectionTask(DetectionPrediction):
                 "run from it (train.py checkpoint=FILE), or give a file with the head."
             )
         self._categories = state["categories"]
-
-    def _inputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return the batch's normalised images (B, 3, H, W), and their sizes (B, 2), on the model's device.
-
-        The sizes are heights and widths without padding, or None if no image is padded.
-        """
-        device = next(model.parameters()).device
-        sizes = batch["sizes"].to(device)
-        images = normalise(batch["images"].to(device), sizes, compute_dtype(device))
-        return images, sizes if batch["padded"] else None
 
     def metric(self, split: Split) -> CocoMetric:
         """Create a metric for `split`; its ground truth includes crowds and boxes without area.
