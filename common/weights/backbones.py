@@ -12,8 +12,7 @@ from common.files import checkpoint, download
 from common.weights import values
 from common.weights.unwrapping import unwrap
 
-# The prefixes of a backbone's tensors in files of our CNN detectors, of torchvision's and official DETR's detectors, and
-# of our other detectors.
+# Prefixes of a backbone's tensors: in files of our CNN detectors, of torchvision's, of official DETR, and of our others.
 PREFIXES = ("net.backbone.body.", "backbone.body.", "backbone.0.body.", "backbone.")
 IMAGENET = {"vgg16": "IMAGENET1K_FEATURES"}  # torchvision's name of the weights; IMAGENET1K_V1 for all ResNets
 
@@ -27,7 +26,7 @@ class WeightsOptions(Protocol):
 
     @property
     def weights(self) -> str:
-        """ "none", "imagenet_v1", or the path of a file."""
+        """The path of a file, or one of the words "none" and "imagenet_v1"."""
 
 
 def load_weights(backbone: nn.Module, options: WeightsOptions) -> list[str]:

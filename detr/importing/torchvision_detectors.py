@@ -40,7 +40,7 @@ HAS_BACKGROUND = ("Faster R-CNN", "SSD")
 def adopt(content: dict[str, Any]) -> Adopted:
     """Rename the tensors of a torchvision detector to ours, and list its classes; a column is a category id.
 
-    Accepts {"model": ...}, as torchvision's reference training writes, or a bare state dict. With COCO's 91 columns, the
+    Accepts {"model": ...}, as torchvision's references write, or a bare state dict. With COCO's 91 columns, the
     classes have COCO's names, and unused ids are named "N/A". With any other number they are named "class 1" and so on.
     Column 0 of Faster R-CNN and SSD is the background, and therefore no class. Without the class head, which may be
     removed for fine-tuning, the task state is empty.
