@@ -12,7 +12,7 @@ from common.files import checkpoint, download
 from common.weights import values
 from common.weights.unwrapping import unwrap
 
-# Prefixes of a backbone's tensors: in files of our CNN detectors, of torchvision's, of official DETR, and of our others.
+# Prefixes of a backbone's tensors in files of our CNN detectors, of torchvision's, of official DETR, and of our others.
 PREFIXES = ("net.backbone.body.", "backbone.body.", "backbone.0.body.", "backbone.")
 IMAGENET = {"vgg16": "IMAGENET1K_FEATURES"}  # torchvision's name of the weights; IMAGENET1K_V1 for all ResNets
 
