@@ -260,15 +260,16 @@ def test_a_run_is_evaluated_resumed_exactly_and_predicts(name: str, inside: Any,
     for folder in ("whole", "parts"):
         assert Path(folder, "metrics.jsonl").exists()
     assert Path("whole/metrics.jsonl").read_bytes() == Path("parts/metrics.jsonl").read_bytes()
-    for file in ("step_4.pt", "best.pt"):
-        Path("parts/checkpoints", file).unlink(missing_ok=True)
-    names = sorted(path.name for path in Path("parts/checkpoints").iterdir())
-    inside("train", f"model={name}", *TINY, *data, "run_dir=parts", "resume=auto")
-    assert Path("whole/metrics.jsonl").read_bytes() == Path("parts/metrics.jsonl").read_bytes(), names
-    best = "checkpoint=whole/checkpoints/best.pt"
-    assert "AP50" in inside("evaluate", best, *data)
+    halfway, last, best = (Path("parts/checkpoints", f"{f}.pt") for f in ("step_00000002", "step_00000004", "best"))
+    last.unlink()
+    Path("parts/results.json").unlink()
+    best.write_bytes(halfway.read_bytes())
+    assert "resuming at 2" in inside("train", f"model={name}", *TINY, *data, "run_dir=parts", "resume=auto")
+    assert Path("whole/metrics.jsonl").read_bytes() == Path("parts/metrics.jsonl").read_bytes() and last.exists()
+    checkpoint = "checkpoint=whole/checkpoints/best.pt"
+    assert "AP50" in inside("evaluate", checkpoint, *data)
     Image.new("RGB", (100, 40)).save("photo.png")
-    assert "photo.png: " in inside("predict", best, "input=photo.png", "task.predict.threshold=0")
+    assert "photo.png: " in inside("predict", checkpoint, "input=photo.png", "task.predict.threshold=0")
     objects = json.loads(Path("predictions/photo.png.boxes.json").read_text())["objects"]
     assert all(0 <= object["box"][2] <= 100 for object in objects)
-    inside("train", f"model={name}", *TINY, *data, "run_dir=tuned", best, "trainer.steps=1")
+    inside("train", f"model={name}", *TINY, *data, "run_dir=tuned", checkpoint, "trainer.steps=1")
