@@ -1,5 +1,6 @@
 """torchvision's detectors as files: names of tensors, also of earlier versions, classes, and files that are refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
+from common.train import assembly
 from detr.importing.torchvision_detectors import adopt
 
 MODELS = {
@@ -84,3 +86,86 @@ REFUSED = {
 def test_other_files_are_refused_by_name(reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         adopt(REFUSED[reason]())
+
+
+# The small models have the layout of torchvision's, so their networks serve as files.
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("shapes")
+    return [f"data.root={folder}", "data.train_count=4", "data.val_count=1", "data.test_count=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("faster_rcnn", ["roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"]),
+        ("retinanet", ["head.classification_head.cls_logits"]),
+        ("fcos", ["head.classification_head.cls_logits"]),
+    ],
+)
+def test_fine_tuning_re_initialises_the_class_head_and_keeps_the_rest(
+    name: str, heads: list[str], shapes: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    columns = 91 - (name == "faster_rcnn")
+    theirs = build(configure("train", [f"model={name}"])["model"], classes=columns).net.state_dict()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    parts = assembly.assemble(configure("train", [f"model={name}", *shapes, f"checkpoint={tmp_path / 'theirs.pth'}"]))
+    names = [f"net.{head}.{leaf}" for head in heads for leaf in ("weight", "bias")]
+    assert parts.weights_line.endswith(f"; re-initialised: {', '.join(names)}")
+    ours = parts.model.state_dict()
+    assert {key for key in ours if key not in names} == {f"net.{key}" for key in theirs} - {*names}
+    assert all(torch.equal(ours[key], theirs[key.removeprefix("net.")]) for key in ours if key not in names)
+    restored = assembly.restore(
+        configure("evaluate", [f"model={name}", f"checkpoint={tmp_path / 'theirs.pth'}"], assembly.stored_config)
+    )
+    assert restored.task.state()["categories"][-1] == {"id": 90, "name": "toothbrush"}
+
+
+def test_equally_many_other_classes_re_initialise_the_class_head_too(shapes: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    torch.save(build(configure("train", ["model=fcos"])["model"], classes=4).net.state_dict(), tmp_path / "four.pth")
+    parts = assembly.assemble(configure("train", ["model=fcos", *shapes, f"checkpoint={tmp_path / 'four.pth'}"]))
+    assert "re-initialised: net.head.classification_head.cls_logits.weight" in parts.weights_line
+
+
+def test_a_backbone_starts_from_torchvisions_imagenet_weights_or_from_a_detectors_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    published = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(published, tmp_path / "checkpoints/resnet18-f37072fd.pth")
+    small = ["model.backbone.name=resnet18", "model.width=32"]
+
+    def model(*overrides: str) -> Any:
+        return build(configure("train", ["model=fcos_r50_fpn", *small, *overrides])["model"], classes=3)
+
+    first = model()
+    assert "except the backbone: imagenet_v1" in first.fetch_weights()
+    body = first.net.backbone.body.state_dict()
+    assert all(torch.equal(value, published[key]) for key, value in body.items()) and len(body) == 100
+    torch.save(first.net.state_dict(), tmp_path / "detector.pth")
+    second = model(f"model.backbone.weights={tmp_path / 'detector.pth'}")
+    second.fetch_weights()
+    assert all(torch.equal(value, body[key]) for key, value in second.net.backbone.body.state_dict().items())
+    assert model("model.backbone.weights=none").fetch_weights() is None
+
+
+@pytest.mark.slow
+def test_ssd_starts_from_the_vgg_that_torchvision_publishes_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    published = torchvision.models.vgg16(weights=None).features.state_dict(prefix="features.")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(published, tmp_path / "checkpoints/vgg16_features-amdegroot-88682ab5.pth")
+    model = build(configure("train", ["model=ssd"])["model"], classes=3)
+    model.fetch_weights()
+    backbone = model.net.backbone
+    assert torch.equal(backbone.features[21].weight, published["features.21.weight"])
+    assert torch.equal(backbone.extra[0][5].weight, published["features.28.weight"])
