@@ -266,6 +266,9 @@ class OptionalModel(Protocol):
     """Names of modules, other than BatchNorm, whose output depends on how a step is split into micro-batches. The
     summary at the start lists them."""
 
+    unshardable: str
+    """Why FSDP cannot train the model, such as "its blocks share tensors"; trainer.strategy=fsdp then is an error."""
+
     masks_entries: bool
     """Whether the model may give vocabulary entries a logit of about -1e9, so that they are never predicted. Label
     smoothing omits these entries."""

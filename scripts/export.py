@@ -36,6 +36,7 @@ from common.errors import UserError
 from common.files.output import creating
 from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
+from detr.tasks.cnn_detection import CnnDetection
 from detr.tasks.detection import Detection
 from scripts.exporting import classification, detection, graphs, translation, whole_folder
 from scripts.exporting.graphs import Format
@@ -121,6 +122,11 @@ def make_plan(parts: Components) -> Plan:
     for task_class, planner in PLANNERS.items():
         if isinstance(parts.task, task_class):
             return planner(parts.model.float().eval().requires_grad_(False), parts.task)
+    if isinstance(parts.task, CnnDetection):
+        raise UserError(
+            f"{type(parts.model).__name__} of torchvision cannot be exported, because its number of detections depends "
+            "on the image (NMS); use predict.py or task.predict, or export model.net by torchvision's own means."
+        )
     supported = ", ".join(task_class.__name__ for task_class in PLANNERS)
     raise UserError(f"The task {type(parts.task).__name__} cannot be exported; only {supported} can.")
 

@@ -113,6 +113,8 @@ class Trainer:
         run.model.to(on)
         if self.strategy == "fsdp":
             optim.refuse_sharding(run.optimizer)
+            if reason := getattr(run.model, "unshardable", None):
+                raise UserError(f"trainer.strategy=fsdp: {reason}; use trainer.strategy=ddp.")
             distributed.shard(run.model, on)
         options = optim.scale_to_batch(run.optimizer, run.data.batch_size)
         context = _Context(

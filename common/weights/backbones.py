@@ -2,18 +2,34 @@
 
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import checkpoint, download
-from common.nn.resnet import Backbone, BackboneOptions
 from common.weights import values
 from common.weights.unwrapping import unwrap
 
+# Prefixes of a backbone's tensors in files of our CNN detectors, of torchvision's, of official DETR, and of our others.
+PREFIXES = ("net.backbone.body.", "backbone.body.", "backbone.0.body.", "backbone.")
+IMAGENET = {"vgg16": "IMAGENET1K_FEATURES"}  # torchvision's name of the weights; IMAGENET1K_V1 for all ResNets
 
-def load_weights(backbone: Backbone, options: BackboneOptions) -> list[str]:
+
+class WeightsOptions(Protocol):
+    """The name of a backbone in torchvision, and its weights; see `common.nn.resnet.BackboneOptions`."""
+
+    @property
+    def name(self) -> str:
+        """The name of torchvision's function that builds the backbone, or "small"."""
+
+    @property
+    def weights(self) -> str:
+        """The path of a file, or one of the words "none" and "imagenet_v1"."""
+
+
+def load_weights(backbone: nn.Module, options: WeightsOptions) -> list[str]:
     """Load weights into `backbone`: torchvision's ImageNet weights, or a file that `options.weights` names.
 
     The file has the tensor names of torchvision, of official DETR or of our detectors. `options.weights` must not be
@@ -24,7 +40,7 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> list[str]:
         tensors = _download(options.name)
     else:
         tensors = _read(Path(options.weights).expanduser())
-    for prefix in ("backbone.0.body.", "backbone."):  # in files of official DETR, and in ours
+    for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     state = backbone.state_dict()
@@ -55,7 +71,7 @@ def _download(name: str) -> dict[str, Tensor]:
         )
     from torchvision.models import get_model_weights
 
-    address = get_model_weights(name)["IMAGENET1K_V1"].url
+    address = get_model_weights(name)[IMAGENET.get(name, "IMAGENET1K_V1")].url
     path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])  # torchvision's own cache
     if not path.exists():
         digits = path.stem.rpartition("-")[2]  # first digits of the SHA-256: 0676ba61 in resnet50-0676ba61.pth

@@ -1,18 +1,16 @@
 """The detection task: set loss, detections in pixels of the original image, COCO's metrics."""
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from common.data.images import normalise
-from common.data.names import composed
 from common.errors import UserError
 from common.machine.device import compute_dtype, constant
-from common.task import Adopted, Answer, Batch, Goal, Split
-from common.types import SPLITS, Positive
+from common.task import Adopted, Answer, Batch, Split
+from common.types import Positive
 from detr.criterion.answers import (
     CLASS_AGNOSTIC,
     Matches,
@@ -29,29 +27,14 @@ from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
-from detr.evaluation.coco_metric import CocoMetric
 from detr.importing import deformable, dino, official
-from detr.tasks.prediction import DetectionPrediction
+from detr.tasks.detection_task import DetectionTask
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
 PROPOSAL_SETS = ("proposals", "selected")  # answer sets of two-stage detectors, beside "queries"
-MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
 
 
-class Category(TypedDict):
-    """A class: its category id in COCO's files, and its name."""
-
-    id: int
-    name: str
-
-
-class DetectionState(TypedDict, total=False):
-    """The task's part of a checkpoint; empty if the class head was removed from the checkpoint, for fine-tuning."""
-
-    categories: list[Category]
-
-
-class Detection(DetectionPrediction):
+class Detection(DetectionTask):
     """The task of object detection: boxes with classes.
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
@@ -59,10 +42,7 @@ class Detection(DetectionPrediction):
     and `answer_sets`.
     """
 
-    goal = Goal("AP", higher_is_better=True)
-    handed_on: ClassVar[tuple[str, ...]] = ("classes",)
     offered: ClassVar[tuple[str, ...]] = ("logits",)  # passed to a model if its constructor has this argument
-    state_schema = DetectionState
 
     def __init__(
         self,
@@ -74,36 +54,14 @@ class Detection(DetectionPrediction):
         predict: PredictOptions,
         evaluator: Evaluator,
     ):
-        self.data, self.queries, self.evaluator = data, queries, evaluator
-        self.classification, self.options = loss.classification, predict
+        super().__init__(data=data, predict=predict, evaluator=evaluator)
+        self.queries, self.classification = queries, loss.classification
         self.criterion = Criterion(loss, matcher)
-        self.unanswered: list[str] = []
-        self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
-
-    @property
-    def categories(self) -> list[dict[str, Any]]:
-        """The classes in the order of class indices: the checkpoint's after `restore`, otherwise the data set's."""
-        if self._categories is None:
-            self._categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in self.data.categories()]
-        return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
         """Return the number of classes, without "no object", and the number of logits of each query."""
         classes = len(self.categories)
         return {"classes": classes, "logits": logit_count(self.classification, classes)}
-
-    def state(self) -> dict[str, Any]:
-        """Return the classes, in the order of class indices."""
-        return {"categories": self.categories}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes from a checkpoint; raises UserError if it has none because its class head was removed."""
-        if "categories" not in state:
-            raise UserError(
-                "The checkpoint has no class head (it was removed, for fine-tuning), so it detects no class; start a "
-                "run from it (train.py checkpoint=FILE), or give a file with the head."
-            )
-        self._categories = state["categories"]
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Import an official file of DETR, Deformable DETR or DINO; its class index is the COCO category id."""
@@ -230,54 +188,19 @@ class Detection(DetectionPrediction):
         inputs = (images, sizes if batch["padded"] else None)
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
-    def metric(self, split: Split) -> CocoMetric:
-        """Create a metric for `split`; its ground truth includes crowds and boxes without area.
-
-        Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
-        without names gets: "class 0", "class 1" and so on.
-        """
-        truth = self.data.ground_truth(split)
-        names = {category["id"]: category["name"] for category in self.categories}
-        unnamed = all(name == f"class {number}" for number, name in enumerate(names.values()))
-        used = {annotation["category_id"] for annotation in truth.get("annotations", [])}
-        for category in truth["categories"]:
-            id = category["id"]
-            name = names.get(id)
-            same = name is not None and (unnamed or composed(name) == composed(category["name"]))
-            if id in used and not same:
-                ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
-                there = f' and "{category["name"]}" under id {ids[0]}' if ids else ""
-                raise UserError(
-                    f'{split} has objects of category {id} "{category["name"]}", but the model has '
-                    f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate the model on "
-                    "data of its own classes, or train on these data from checkpoint=FILE."
-                )
-        return CocoMetric(truth, self.categories, self.evaluator)
-
     def split_advice(self, split: Split) -> list[str]:
         """Return warnings about the annotations of `split`, and about images with more objects than queries."""
-        warnings = list(self.data.advice(split)) if hasattr(self.data, "advice") else []
+        warnings = super().split_advice(split)
         if hasattr(self.data, "query_advice"):
             warnings += self.data.query_advice(split, self.queries)
         return warnings
 
-    def advice(self, pretrained: bool) -> list[str]:
-        """Return warnings about the annotations, and about too few images to train without pretrained weights.
-
-        For synthetic images (`data.drawn`), the number of images causes no warning, because they can be learnt without
-        pretrained weights.
-        """
-        lines = [warning for split in SPLITS for warning in self.split_advice(split)]
-        count = self.data.count("train")
-        if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
-            return lines
-        return [
-            *lines,
-            f"the model starts without pretrained weights and there are only {count} training images: DETR learns next "
-            f"to nothing from fewer than {MIN_IMAGES_FROM_SCRATCH:,} that way; start from checkpoint=FILE (an official "
-            "COCO detector), or from model.backbone.weights=imagenet_v1 or a file.",
-        ]
+    def from_scratch(self, minimum: int) -> str:
+        """Return what DETR learns from few images without pretrained weights, and what to do instead."""
+        return (
+            f"DETR learns next to nothing from fewer than {minimum:,} that way; start from checkpoint=FILE (an "
+            "official COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
+        )
 
     def alarms(self, answers: list[Answer]) -> list[str]:
         """Return a warning if the model has collapsed: in every image, all queries predict nearly the same box."""

@@ -1,0 +1,93 @@
+"""Faster R-CNN: a network proposes regions of an image, and a second one classifies each region and refines its box.
+
+Ren et al. 2015, "Faster R-CNN", arXiv 1506.01497, with a feature pyramid (Lin et al. 2017, arXiv 1612.03144). The
+network is torchvision's; see cnn_detector.py.
+"""
+
+from dataclasses import dataclass
+
+from torchvision.models.detection import faster_rcnn
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from common.types import Positive
+from detr.models.anchors import AnchorOptions, anchor_generator
+from detr.models.cnn_detector import CnnDetector, DetectionOptions, Unresized
+from detr.models.pyramid import SMALL_STRIDES, PyramidOptions, pyramid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalOptions:
+    """The region proposal network.
+
+    candidates: number of proposals of each feature map before non-maximum suppression, in training and in evaluation.
+    kept: number of proposals of an image after non-maximum suppression, in training and in evaluation.
+    sampled: number of anchors of an image that its loss samples, at most half of them positive.
+    """
+
+    candidates: tuple[Positive, Positive]
+    kept: tuple[Positive, Positive]
+    sampled: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOptions:
+    """The head that classifies proposals.
+
+    pool: height and width of the features that RoIAlign computes for each proposal.
+    hidden: width of the two hidden layers.
+    sampled: number of proposals of an image that its loss samples, at most a quarter of them positive.
+    """
+
+    pool: Positive
+    hidden: Positive
+    sampled: Positive
+
+
+class FasterRCNN(CnnDetector):
+    """torchvision's Faster R-CNN with a feature pyramid."""
+
+    background = 1
+    decided_by_data = ("net.roi_heads.box_predictor",)
+    depends_on_micro_batch = ("Faster R-CNN's random samples of anchors and proposals",)
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        backbone: PyramidOptions,
+        width: Positive,
+        anchors: AnchorOptions,
+        proposals: ProposalOptions,
+        regions: RegionOptions,
+        detections: DetectionOptions,
+        official_padding: bool,
+    ):
+        """Build the network; `width` is the number of channels of the feature pyramid.
+
+        Raises UserError if `anchors` do not fit the number of feature maps.
+        """
+        levels = len(SMALL_STRIDES) if backbone.name == "small" else 4
+        pooled = 0 if backbone.name == "small" else 1  # the coarsest map serves proposals only
+        resolution = (regions.pool, regions.pool)
+        net = faster_rcnn.FasterRCNN(
+            pyramid(backbone, width, 1, LastLevelMaxPool()),
+            rpn_anchor_generator=anchor_generator(anchors, levels + pooled),
+            rpn_pre_nms_top_n_train=proposals.candidates[0],
+            rpn_pre_nms_top_n_test=proposals.candidates[1],
+            rpn_post_nms_top_n_train=proposals.kept[0],
+            rpn_post_nms_top_n_test=proposals.kept[1],
+            rpn_batch_size_per_image=proposals.sampled,
+            box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(levels)], resolution, 2),
+            box_head=faster_rcnn.TwoMLPHead(width * regions.pool**2, regions.hidden),
+            box_predictor=faster_rcnn.FastRCNNPredictor(regions.hidden, classes + self.background),
+            box_score_thresh=detections.threshold,
+            box_nms_thresh=detections.nms,
+            box_detections_per_img=detections.limit,
+            box_batch_size_per_image=regions.sampled,
+        )
+        net.transform = Unresized()
+        last = [net.rpn.head.cls_logits, net.rpn.head.bbox_pred]
+        last += [net.roi_heads.box_predictor.cls_score, net.roi_heads.box_predictor.bbox_pred]
+        super().__init__(net, official_padding=official_padding, last_layers=last)
+        self.backbone_options = backbone

@@ -1,0 +1,119 @@
+"""The base class of detection tasks: classes, checkpoint state, COCO's metrics, and warnings on the data."""
+
+import json
+from abc import abstractmethod
+from typing import Any, ClassVar, TypedDict
+
+from common.data.names import composed
+from common.errors import UserError
+from common.task import Goal, Split
+from common.types import SPLITS
+from detr.data.protocol import DetectionData
+from detr.evaluation.coco_evaluators import Evaluator
+from detr.evaluation.coco_metric import CocoMetric
+from detr.tasks.prediction import DetectionPrediction, PredictOptions
+
+MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
+
+
+class Category(TypedDict):
+    """A class: its category id in COCO's files, and its name."""
+
+    id: int
+    name: str
+
+
+class DetectionState(TypedDict, total=False):
+    """The task's part of a checkpoint; empty if the class head was removed from the checkpoint, for fine-tuning."""
+
+    categories: list[Category]
+
+
+class DetectionTask(DetectionPrediction):
+    """What all detection tasks share: the classes and their state, the metric, and warnings on the data.
+
+    A subclass defines the loss, `answers`, `adopt` and `from_scratch`.
+
+    After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
+    metrics; all packages give identical values.
+    """
+
+    goal = Goal("AP", higher_is_better=True)
+    handed_on: ClassVar[tuple[str, ...]] = ("classes",)
+    state_schema = DetectionState
+
+    def __init__(self, *, data: DetectionData, predict: PredictOptions, evaluator: Evaluator):
+        self.data, self.options, self.evaluator = data, predict, evaluator
+        self.unanswered: list[str] = []
+        self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The classes in the order of class indices: the checkpoint's after `restore`, otherwise the data set's."""
+        if self._categories is None:
+            self._categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in self.data.categories()]
+        return self._categories
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the number of classes."""
+        return {"classes": len(self.categories)}
+
+    def state(self) -> dict[str, Any]:
+        """Return the classes, in the order of class indices."""
+        return {"categories": self.categories}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the classes from a checkpoint; raises UserError if it has none because its class head was removed."""
+        if "categories" not in state:
+            raise UserError(
+                "The checkpoint has no class head (it was removed, for fine-tuning), so it detects no class; start a "
+                "run from it (train.py checkpoint=FILE), or give a file with the head."
+            )
+        self._categories = state["categories"]
+
+    def metric(self, split: Split) -> CocoMetric:
+        """Create a metric for `split`; its ground truth includes crowds and boxes without area.
+
+        Raises UserError if the category id of an object is missing from the model's classes or has another name there,
+        or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
+        without names gets: "class" and the id, or "class" and the index.
+        """
+        truth = self.data.ground_truth(split)
+        names = {category["id"]: category["name"] for category in self.categories}
+        numbered = ((f"class {index}", f"class {id}") for index, id in enumerate(names))
+        unnamed = all(name in labels for name, labels in zip(names.values(), numbered, strict=True))
+        used = {annotation["category_id"] for annotation in truth.get("annotations", [])}
+        for category in truth["categories"]:
+            id = category["id"]
+            name = names.get(id)
+            same = name is not None and (unnamed or composed(name) == composed(category["name"]))
+            if id in used and not same:
+                ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
+                there = f' and "{category["name"]}" under id {ids[0]}' if ids else ""
+                raise UserError(
+                    f'{split} has objects of category {id} "{category["name"]}", but the model has '
+                    f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate the model on "
+                    "data of its own classes, or train on these data from checkpoint=FILE."
+                )
+        return CocoMetric(truth, self.categories, self.evaluator)
+
+    def split_advice(self, split: Split) -> list[str]:
+        """Return warnings about the annotations of `split`."""
+        return list(self.data.advice(split)) if hasattr(self.data, "advice") else []
+
+    @abstractmethod
+    def from_scratch(self, minimum: int) -> str:
+        """Return what happens with fewer than `minimum` images and no pretrained weights, and what to do instead."""
+
+    def advice(self, pretrained: bool) -> list[str]:
+        """Return warnings about the annotations, and about too few images to train without pretrained weights.
+
+        For synthetic images (`data.drawn`), the number of images causes no warning, because they can be learnt without
+        pretrained weights.
+        """
+        lines = [warning for split in SPLITS for warning in self.split_advice(split)]
+        count = self.data.count("train")
+        if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
+            return lines
+        reason = f"the model starts without pretrained weights and there are only {count} training images"
+        return [*lines, f"{reason}: {self.from_scratch(MIN_IMAGES_FROM_SCRATCH)}"]
