@@ -17,6 +17,7 @@ from common.config import check as config
 from common.config import compose
 from common.config.schema import ModuleSource, Options, module_file
 from common.errors import UserError
+from common.train import optim
 from seq2seq.tokenizers.bpe import Tokenizer
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
@@ -64,8 +65,10 @@ def test_every_model_and_experiment_builds(arguments: str) -> None:
     with torch.device("meta"):  # shapes without memory
         model = config.build(run["model"], **task.model_arguments())
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
-    for section, path in config.FIXED_CLASSES.items():
-        config.construct(_imported(path), run[section])
+    options = {
+        section: config.construct(_imported(path), run[section]) for section, path in config.FIXED_CLASSES.items()
+    }
+    optim.build(model, options["optimizer"])  # each of its rates matches a parameter
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "trainer"])

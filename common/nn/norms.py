@@ -26,12 +26,12 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), in at least fp32; `real` (B, 1, H, W) is False in padding, None = no padding.
 
-        The result is zero in the padding.
+        The result is zero in the padding. A group with a single value has the result `bias`, with or without padding.
         """
-        if real is None:
-            y: Tensor = super().forward(x)
-            return y
-        x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))  # (B, G, C/G, H, W)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if real is None:  # PyTorch's module would refuse a batch of one image with a single value in each group
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        x = x.unflatten(1, (self.num_groups, -1))  # (B, G, C/G, H, W)
         mask = real[:, None].to(x.dtype)  # (B, 1, 1, H, W)
         count = mask.sum((2, 3, 4), keepdim=True) * x.shape[2]
         mean = (x * mask).sum((2, 3, 4), keepdim=True) / count  # (B, G, 1, 1, 1)

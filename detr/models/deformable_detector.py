@@ -69,7 +69,8 @@ class DeformableDetector(QueryDetector):
     ):
         """Build the network.
 
-        refine: whether each decoder layer refines the boxes of the layer before, with heads of its own.
+        refine: whether each decoder layer refines the boxes of the layer before, with heads of its own; needs
+            `auxiliary`, because no gradients pass through the boxes from layer to layer.
         two_stage: whether the queries are the memory tokens that most probably contain an object; needs `refine`.
         official_padding: whether padding affects an image's features, as in the official code.
         logits: the number K' of logits of each query; None = one for each class and one for "no object".
@@ -125,6 +126,11 @@ class DeformableDetector(QueryDetector):
             self.class_head: nn.Module = Linear(width, logits)
             self.box_head: nn.Module = BoxHead(width)
             return
+        if not self.auxiliary:
+            raise UserError(
+                "model.auxiliary=false trains the heads of the last layer only, but model.refine=true has heads for each "
+                "layer; use model.auxiliary=true, or model.refine=false."
+            )
         self.class_head = nn.ModuleList(Linear(width, logits) for _ in range(layers + two_stage))
         self.box_head = nn.ModuleList(BoxHead(width) for _ in range(layers + two_stage))
 

@@ -1,5 +1,6 @@
 """The detection task: set loss, detections in pixels of the original image, COCO's metrics."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,6 +122,8 @@ class Detection(DetectionTask):
         outputs = self._forward(model, batch, hints)
         self._check_outputs(outputs[-1])
         self._check_classes(outputs[-1])
+        sets = group_by_set(outputs)
+        self._check_proposals(sets, normalisers)
         agnostic = targets._replace(labels=torch.zeros_like(targets.labels))
         terms = {
             name: self.criterion(
@@ -130,7 +133,7 @@ class Detection(DetectionTask):
                 normalisers,
                 matches if name == "hints" else None,
             )
-            for name, layers in group_by_set(outputs).items()
+            for name, layers in sets.items()
         }
         return sum_terms(terms)
 
@@ -155,6 +158,18 @@ class Detection(DetectionTask):
             raise UserError(
                 f"task.loss.classification=sigmoid needs a logit for each of the {len(self.categories)} classes, but "
                 f"the model has {logits}; add the argument `logits`, which the task passes, to its constructor."
+            )
+
+    def _check_proposals(self, sets: Iterable[str], normalisers: Mapping[str, float]) -> None:
+        """Raise UserError if the classification is "softmax" and there are proposals, for which it has no normaliser.
+
+        A subclass may add the proposals to `answer_sets`.
+        """
+        proposals = [name for name in sets if name in PROPOSAL_SETS and f"{name}.class" not in normalisers]
+        if self.classification == "softmax" and proposals:
+            raise UserError(
+                "task.loss.classification=softmax has no loss for the proposals of a two-stage detector; use "
+                "task.loss.classification=sigmoid, or model.two_stage=false."
             )
 
     @torch.no_grad()

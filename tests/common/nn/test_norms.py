@@ -1,4 +1,4 @@
-"""Norms against torch's own functions, with gradients."""
+"""Norms against torch's own functions, with gradients, and a GroupNorm that ignores padding."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.machine.seeds import generator
-from common.nn.norms import Norm, norm
+from common.nn.norms import MaskedGroupNorm, Norm, norm
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, means of a dozen terms of size one
 
@@ -37,3 +37,40 @@ def test_an_rms_norm_has_no_shift_and_subtracts_no_mean() -> None:
     x = torch.randn(3, 12, generator=generator("shift"))
     assert not torch.allclose(norm("rms", 12, 1e-6)(x + 5), norm("rms", 12, 1e-6)(x))
     torch.testing.assert_close(norm("layer", 12, 1e-6)(x + 5), norm("layer", 12, 1e-6)(x), rtol=0, atol=1e-5)
+
+
+def masked_norm() -> MaskedGroupNorm:
+    module, rng = MaskedGroupNorm(4, 12), generator("masked norm")
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, generator=rng)
+    return module
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 3), (1, 1)])
+def test_a_group_norm_gives_an_image_the_same_result_with_and_without_padding(shape: tuple[int, int]) -> None:
+    module, (height, width) = masked_norm().double(), shape
+    x = torch.randn(1, 12, height, width, dtype=torch.float64, generator=generator("masked", shape))
+    padded = 9 * torch.ones(1, 12, height + 2, width + 3, dtype=torch.float64)
+    padded[..., :height, :width] = x
+    real = torch.zeros(1, 1, height + 2, width + 3, dtype=torch.bool)
+    real[..., :height, :width] = True
+    y = module(padded, real)
+    torch.testing.assert_close(y[..., :height, :width], module(x), **EXACT)
+    torch.testing.assert_close(module(x), F.group_norm(torch.cat([x, x]), 4, module.weight, module.bias)[:1], **EXACT)
+    assert (y * ~real).count_nonzero() == 0
+
+
+def test_a_group_norm_of_one_value_in_each_group_is_its_bias() -> None:
+    module = MaskedGroupNorm(12, 12)
+    nn.init.normal_(module.bias, generator=generator("bias"))
+    x = torch.randn(1, 12, 1, 1, generator=generator("one value"))
+    for real in (None, torch.ones(1, 1, 1, 1, dtype=torch.bool)):
+        torch.testing.assert_close(module(x, real)[0, :, 0, 0], module.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_group_norm_is_in_fp32_with_and_without_padding(dtype: torch.dtype) -> None:
+    module, x = masked_norm(), torch.randn(2, 12, 5, 7, generator=generator("half")).to(dtype)
+    with torch.autocast("cpu", dtype):
+        for real in (None, torch.ones(2, 1, 5, 7, dtype=torch.bool)):
+            torch.testing.assert_close(module(x, real), module(x.float(), real), rtol=0, atol=1e-6)

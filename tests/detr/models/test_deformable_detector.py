@@ -400,6 +400,7 @@ def test_other_backbones_fit(name: str) -> None:
     [
         ({"width": 60}, "model.width=60 must be divisible by model.heads=8 and by 4"),
         ({"two_stage": True}, "model.two_stage=true needs model.refine=true"),
+        ({"refine": True, "auxiliary": False}, "model.auxiliary=false trains the heads of the last layer only"),
         ({"sampling": SamplingOptions(maps=3, levels=2, points=4)}, "levels=2 must be at least model.sampling.maps=3"),
         ({"sampling": SamplingOptions(maps=5, levels=5, points=4)}, "model.sampling.maps=5, but resnet18 has 4 stages"),
     ],

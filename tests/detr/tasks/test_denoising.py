@@ -171,11 +171,12 @@ def test_a_model_without_denoising_queries_is_refused_by_name() -> None:
             detection.loss(refused, batch, step_normalisers(detection, [batch]))
 
 
-def test_two_stages_with_softmax_are_refused() -> None:
-    detection, batch = task("two stages"), batches([8])[0]
+@pytest.mark.parametrize("kind", ["two stages", "DINO"])
+def test_two_stages_with_softmax_are_refused(kind: str) -> None:
+    detection, batch = task(kind), seeded(batches([8]))[0]
     detection.classification = "softmax"
-    with pytest.raises(UserError, match='returns the answer set "proposals", for which the task has no normalisers'):
-        detection.loss(model("two stages", torch.float32), batch, step_normalisers(detection, [batch]))
+    with pytest.raises(UserError, match=r"^task\.loss\.classification=softmax has no loss for the proposals"):
+        detection.loss(model(kind, torch.float32), batch, step_normalisers(detection, [batch]))
 
 
 def step_on_rank(rank: int, folder: str) -> None:
