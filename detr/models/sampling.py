@@ -7,6 +7,7 @@ the rows are the four neighbours of each sampling point (`embedding_bag`). This 
 In shapes, L is the number of levels and P the number of points of a query in a level, for each of h heads of width D.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     maps = [value.unflatten(1, shape) for value, shape in zip(_split(values, shapes), shapes, strict=True)]
     table = torch.cat([F.pad(x, (0, 0, BORDER, BORDER, BORDER, BORDER)).flatten(1, 2) for x in maps], 1)
     rows = table.view(batch * table.shape[1] * heads, -1)  # (R, D), R = B M' h for M' positions
-    output: Tensor = _TableSampling.apply(rows, locations, weights, shapes)  # type: ignore[no-untyped-call]
+    output: Tensor = _TableSampling.apply(rows, locations, weights, shapes)
     return output.view(batch, queries, -1)
 
 
@@ -100,7 +101,7 @@ class _TableSampling(torch.autograd.Function):
 
 
 def _neighbours(shapes: Shapes, locations: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each point's upper left neighbour (B N h, L P), and the point's offsets from it (B N h, L P, 2).
+    """Return the row of each point's upper left neighbour (B N h, L P), and the offsets from it (B N h, L P, 2).
 
     Offsets to the right and down are in cells. A NaN stays in the offsets; its row is one of the table.
     """
@@ -110,9 +111,11 @@ def _neighbours(shapes: Shapes, locations: Tensor) -> tuple[Tensor, Tensor]:
     places = (locations * sides).add_(BORDER - 0.5).clamp_(torch.zeros_like(sides), sides + BORDER)
     cells = places.nan_to_num().int()
     row_lengths = _row_lengths(locations.shape, shapes).view(-1, points)
-    sizes = torch.tensor([(height + 2 * BORDER) * (width + 2 * BORDER) for height, width in shapes])
-    starts = heads * (sizes.cumsum(0) - sizes + int(sizes.sum()) * torch.arange(batch)[:, None])  # (B, L)
-    first = (starts[:, None, :] + torch.arange(heads)[:, None]).int()  # (B, h, L)
+    *starts, positions = itertools.accumulate(
+        ((height + 2 * BORDER) * (width + 2 * BORDER) for height, width in shapes), initial=0
+    )
+    first = torch.arange(batch)[:, None, None] * positions + torch.tensor(starts)  # (B, 1, L)
+    first = (first * heads + torch.arange(heads)[:, None]).int()  # (B, h, L)
     row = (cells[..., 1] * row_lengths).add_(cells[..., 0], alpha=heads)  # (B, N, h, L, P)
     row += first[:, None, :, :, None].expand(-1, -1, -1, -1, points).contiguous()
     return row.flatten(0, 2).flatten(1), places.sub_(cells).flatten(0, 2).flatten(1, 2)
@@ -142,15 +145,23 @@ def _corners(row: Tensor, below_row: Tensor, weights: Tensor, offsets: Tensor, h
         yield rows + heads, on_right
 
 
+@torch.library.custom_op("triptych::row_products", mutates_args=())
 def _products(rows: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
-    """Return the inner products of gradient (n, D) with table rows, rows (n, m) -> (n, m)."""
+    """Return the inner products of each row of `gradient` (n, D) with m rows of the table, rows (n, m) -> (n, m).
+
+    It is an operator of its own because compilers and fake tensors do not support sparse tensors.
+    """
     ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
+    zeros = gradient.new_zeros(1).expand(rows.numel())  # they are added: beta=0 does not remove NaNs
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # "CSR tensor support is in beta state"
-        pattern = torch.sparse_csr_tensor(
-            ends, rows.view(-1), gradient.new_empty(rows.numel()), (len(rows), len(table)), check_invariants=False
-        )
+        pattern = torch.sparse_csr_tensor(ends, rows.view(-1), zeros, (len(rows), len(table)), check_invariants=False)
     products: Tensor = torch.sparse.sampled_addmm(pattern, gradient, table.t(), beta=0.0).values()
     return products.view(rows.shape)
+
+
+@_products.register_fake
+def _(rows: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
+    return gradient.new_empty(rows.shape)
 
 
 def _table_gradient(corners: Sequence[Corner], gradient: Tensor, count: int) -> Tensor:
@@ -163,9 +174,8 @@ def _table_gradient(corners: Sequence[Corner], gradient: Tensor, count: int) -> 
     bags = (order // corners[0][0].shape[1]).int()
     total = gradient.new_zeros(())
     for number, (rows, share) in enumerate(corners):
-        ends = torch.bincount(rows.view(-1), minlength=count).cumsum(0)
-        starts = F.pad(ends, (1, 0)).int()
-        share = share.view(-1)[order]
+        counts = rows.new_zeros(count + 1).index_add_(0, rows.view(-1) + 1, torch.ones_like(order, dtype=rows.dtype))
+        starts, share = counts.cumsum(0, dtype=rows.dtype), share.view(-1).index_select(0, order)
         summed = F.embedding_bag(bags, gradient, starts, None, 2.0, False, "sum", False, share, True)
         total = total.add_(summed) if number else summed
     return total
