@@ -1,8 +1,8 @@
 """Benchmarks of Deformable DETR (`model=deformable_detr_r50`) against transformers.
 
 ROWS maps the names of the benchmarks to the functions that build them. transformers samples the levels by PyTorch's
-`grid_sample`, as it does wherever its CUDA kernel cannot be loaded. For bf16, its weights are converted to bf16 in the
-forward pass, and it trains under autocast. Its encoder has one more dropout than the official code, of its input.
+`grid_sample`, as it does wherever its CUDA kernel cannot be loaded. Its encoder has one more dropout than the official
+code, of its input. Its bf16 is autocast, because it returns NaN on the CPU if its weights are converted to bf16.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.machine.device import autocast
 from scripts.benchmarks import flops
-from scripts.benchmarks.deformable_peer import config, detector, peer
+from scripts.benchmarks.deformable_peer import CLASSES, config, detector, peer
 from scripts.benchmarks.detr_input import sample_images
 from scripts.benchmarks.detr_train import as_transformers, sample_objects
 from scripts.benchmarks.learning import stepper
@@ -73,11 +73,10 @@ def _forward(name: str, model: nn.Module, images: Tensor) -> Work:
             return [outputs["logits"], outputs["boxes_cxcywh"]]
 
         return run_ours
-    dtype = torch.bfloat16 if "bf16" in name else torch.float32
-    theirs, inputs = peer(model).to(images.device, dtype).eval(), images.contiguous().to(dtype)
+    theirs, inputs = peer(model).to(images.device).eval(), images.contiguous()
 
     def run_theirs() -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(images.device, name.split()[1]):
             outputs = theirs(pixel_values=inputs)
         return [outputs.logits, outputs.pred_boxes]
 
@@ -122,9 +121,16 @@ def step(setting: Setting) -> Row:
     )
 
 
+class _Classes:
+    """Stands for the data in `Detection`, which compares the number of classes with that of the logits."""
+
+    def categories(self) -> list[dict[str, Any]]:
+        return [{"id": number, "name": str(number)} for number in range(CLASSES)]
+
+
 def _our_step(model: nn.Module, batch: dict[str, Any], device: torch.device, precision: str) -> Work:
     """Make a function that runs one optimizer step of our trainer and returns the loss and the gradient norm."""
-    trainer_step = stepper(model, config(), None, device, precision)
+    trainer_step = stepper(model, config(), _Classes(), device, precision)
 
     def step() -> list[Tensor]:
         parts = trainer_step([batch], 0)
