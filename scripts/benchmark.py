@@ -36,6 +36,7 @@ from scripts.benchmarks.timing import MismatchError, Row, Setting, add_peaks, me
 
 SUITES = {
     "detr": "scripts.benchmarks.detr",
+    "deformable": "scripts.benchmarks.deformable",
     "vit": "scripts.benchmarks.vit",
     "seq2seq": "scripts.benchmarks.seq2seq",
     "coco": "scripts.benchmarks.coco",

@@ -7,13 +7,19 @@ the rows are the four neighbours of each sampling point (`embedding_bag`). This 
 In shapes, L is the number of levels and P the number of points of a query in a level, for each of h heads of width D.
 """
 
-from collections.abc import Sequence
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
+Corner = tuple[Tensor, Tensor]  # table rows and weights of one of the four neighbours of each point
+BORDER = 2  # cells of zeros around a map
 
 
 def sample(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -46,35 +52,133 @@ def sample_grid(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
 
 
 def sample_table(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See `sample`; by a weighted sum of table rows (`embedding_bag`).
+    """See `sample`; by weighted sums of table rows. The result can be differentiated once.
 
-    The table has a row for each head and position. A border of zeros around each map, one cell on the left and two on
-    the right, makes it unnecessary to test whether the neighbours of a point lie on the map.
+    The table has a row for each head and position. A border of zeros around each map, two cells wide, makes it
+    unnecessary to test whether the neighbours of a point lie on the map.
     """
-    batch, queries, heads, levels, points, _ = locations.shape
+    batch, queries, heads = locations.shape[:3]
     maps = [value.unflatten(1, shape) for value, shape in zip(_split(values, shapes), shapes, strict=True)]
-    table = torch.cat([F.pad(x, (0, 0, 1, 2, 1, 2)).flatten(1, 2) for x in maps], 1)  # (B, M', h D)
-    positions = table.shape[1]  # M'
-    width_height = widths_and_heights(shapes, locations)[:, None]  # (L, 1, 2)
-    # In cells of the map with its border: the centre of the first cell of the image is at 1.
-    place = torch.minimum((locations * width_height + 0.5).clamp(min=0), width_height + 1)
-    corner = place.detach().nan_to_num().int()  # (B, N, h, L, P, 2), the upper left of four neighbours
-    right, down = (place - corner).unbind(-1)  # shares of the neighbours on the right and below
-    strides = torch.tensor([heads * (width + 3) for _, width in shapes], dtype=torch.int32)[:, None]  # (L, 1)
-    sizes = torch.tensor([(height + 3) * (width + 3) for height, width in shapes])
-    starts = heads * (sizes.cumsum(0) - sizes + positions * torch.arange(batch)[:, None])  # (B, L)
-    first = (starts[:, None, :] + torch.arange(heads)[:, None]).int()[:, None, :, :, None]  # (B, 1, h, L, 1)
-    row = first + corner[..., 1] * strides + corner[..., 0] * heads
-    rows = torch.stack([row, row + heads, row + strides, row + strides + heads], -1)  # (B, N, h, L, P, 4)
-    below = weights * down
-    above = weights - below
-    above_right, below_right = above * right, below * right
-    shares = torch.stack([above - above_right, above_right, below - below_right, below_right], -1)
-    bags = (batch * queries * heads, levels * points * 4)
-    summed = F.embedding_bag(
-        rows.view(bags), table.view(batch * positions * heads, -1), per_sample_weights=shares.view(bags), mode="sum"
+    table = torch.cat([F.pad(x, (0, 0, BORDER, BORDER, BORDER, BORDER)).flatten(1, 2) for x in maps], 1)
+    rows = table.view(batch * table.shape[1] * heads, -1)  # (R, D), R = B M' h for M' positions
+    output: Tensor = _TableSampling.apply(rows, locations, weights, shapes)
+    return output.view(batch, queries, -1)
+
+
+class _TableSampling(torch.autograd.Function):
+    """Weighted sums of the rows (R, D) of a table of bordered maps -> (B N h, D); see `sample_table`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+        ctx.shapes, ctx.shape, weights = shapes, locations.shape, weights.flatten(0, 2).flatten(1)
+        row, offsets = _neighbours(shapes, locations)
+        below_row = row + _row_lengths(ctx.shape, shapes)
+        ctx.save_for_backward(table, weights, row, below_row, offsets)
+        output = torch.zeros(())
+        for number, (rows, share) in enumerate(_corners(row, below_row, weights, offsets, ctx.shape[2])):
+            summed = F.embedding_bag(rows, table, per_sample_weights=share, mode="sum")
+            output = output.add_(summed) if number else summed
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the table, the locations and the weights.
+
+        The border is wide enough for a location that was clamped to have neighbours of zero on both sides, and with
+        them a gradient of zero.
+        """
+        table, weights, row, below_row, offsets = ctx.saved_tensors
+        gradient, (right, down) = gradient.contiguous(), offsets.unbind(-1)
+        corners = [*_corners(row, below_row, weights, offsets, ctx.shape[2])]
+        products = [_products(rows, gradient, table) for rows, _ in corners]  # of the gradient and each neighbour
+        above, below = products[0].lerp(products[1], right), products[2].lerp(products[3], right)
+        of_right = (products[1] - products[0]).lerp_(products[3] - products[2], down)
+        of_locations = torch.stack([of_right, below - above], -1).mul_(weights[..., None]).view(ctx.shape)
+        of_locations *= _per_point(ctx.shapes, of_locations)
+        of_weights = above.lerp_(below, down).view(ctx.shape[:-1])
+        return _table_gradient(corners, gradient, len(table)), of_locations, of_weights, None
+
+
+def _neighbours(shapes: Shapes, locations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of each point's upper left neighbour (B N h, L P), and the offsets from it (B N h, L P, 2).
+
+    Offsets to the right and down are in cells. A NaN stays in the offsets; its row is one of the table.
+    """
+    batch, _, heads, _, points, _ = locations.shape
+    sides = _per_point(shapes, locations)  # (L, P, 2)
+    # In cells of the map with its border: the centre of the first cell of the image is at BORDER.
+    places = (locations * sides).add_(BORDER - 0.5).clamp_(torch.zeros_like(sides), sides + BORDER)
+    cells = places.nan_to_num().int()
+    row_lengths = _row_lengths(locations.shape, shapes).view(-1, points)
+    *starts, positions = itertools.accumulate(
+        ((height + 2 * BORDER) * (width + 2 * BORDER) for height, width in shapes), initial=0
     )
-    return summed.view(batch, queries, -1)
+    first = torch.arange(batch)[:, None, None] * positions + torch.tensor(starts)  # (B, 1, L)
+    first = (first * heads + torch.arange(heads)[:, None]).int()  # (B, h, L)
+    row = (cells[..., 1] * row_lengths).add_(cells[..., 0], alpha=heads)  # (B, N, h, L, P)
+    row += first[:, None, :, :, None].expand(-1, -1, -1, -1, points).contiguous()
+    return row.flatten(0, 2).flatten(1), places.sub_(cells).flatten(0, 2).flatten(1, 2)
+
+
+def _per_point(shapes: Shapes, like: Tensor) -> Tensor:
+    """Repeat the width and height of each level for its points, (L, P, 2): a product without broadcasting is faster."""
+    return widths_and_heights(shapes, like)[:, None].repeat(1, like.shape[-2], 1)
+
+
+def _row_lengths(shape: torch.Size, shapes: Shapes) -> Tensor:
+    """Return the number of table rows from each point to the one below (L P,), for locations of the given shape."""
+    lengths = torch.tensor([shape[2] * (width + 2 * BORDER) for _, width in shapes], dtype=torch.int32)
+    return lengths.repeat_interleave(shape[-2])
+
+
+def _corners(row: Tensor, below_row: Tensor, weights: Tensor, offsets: Tensor, heads: int) -> Iterator[Corner]:
+    """Yield the rows (B N h, L P) of the upper left, upper right, lower left and lower right neighbours, and weights.
+
+    The weights are those of the points times the bilinear shares of the neighbour.
+    """
+    right, down = offsets.unbind(-1)
+    lower = weights * down
+    for rows, share in ((row, weights - lower), (below_row, lower)):
+        on_right = share * right
+        yield rows, share - on_right
+        yield rows + heads, on_right
+
+
+@torch.library.custom_op("triptych::row_products", mutates_args=())
+def _products(rows: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
+    """Return the inner products of each row of `gradient` (n, D) with m rows of the table, rows (n, m) -> (n, m).
+
+    It is an operator of its own because compilers and fake tensors do not support sparse tensors.
+    """
+    ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
+    zeros = gradient.new_zeros(1).expand(rows.numel())  # they are added: beta=0 does not remove NaNs
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # "CSR tensor support is in beta state"
+        pattern = torch.sparse_csr_tensor(ends, rows.view(-1), zeros, (len(rows), len(table)), check_invariants=False)
+    products: Tensor = torch.sparse.sampled_addmm(pattern, gradient, table.t(), beta=0.0).values()
+    return products.view(rows.shape)
+
+
+@_products.register_fake
+def _(rows: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
+    return gradient.new_empty(rows.shape)
+
+
+def _table_gradient(corners: Sequence[Corner], gradient: Tensor, count: int) -> Tensor:
+    """Return the gradient (count, D) of the table: each row is a weighted sum of rows of `gradient` (n, D).
+
+    The points are sorted by the row of their upper left neighbour. Since the distance from there to another neighbour
+    is the same for all rows of a level, the order is also that of the other neighbours.
+    """
+    order = corners[0][0].view(-1).argsort()
+    bags = (order // corners[0][0].shape[1]).int()
+    total = gradient.new_zeros(())
+    for number, (rows, share) in enumerate(corners):
+        counts = rows.new_zeros(count + 1).index_add_(0, rows.view(-1) + 1, torch.ones_like(order, dtype=rows.dtype))
+        starts, share = counts.cumsum(0, dtype=rows.dtype), share.view(-1).index_select(0, order)
+        summed = F.embedding_bag(bags, gradient, starts, None, 2.0, False, "sum", False, share, True)
+        total = total.add_(summed) if number else summed
+    return total
 
 
 def widths_and_heights(shapes: Shapes, like: Tensor) -> Tensor:

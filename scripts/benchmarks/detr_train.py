@@ -41,7 +41,7 @@ def step(setting: Setting) -> Row:
     """
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
     images, floats = sample_images(len(counts), side, side, device)
-    boxes, labels = _sample_objects(counts, device)
+    boxes, labels = sample_objects(counts, device)
     batch: dict[str, Any] = {"ids": [0, 1], "images": images, "boxes": boxes * side, "labels": labels, "counts": counts}
     batch |= {"sizes": torch.tensor([[side, side]] * len(counts), device=device), "padded": False}
     recipe = config()
@@ -68,7 +68,7 @@ def step(setting: Setting) -> Row:
             theirs.compile()
         parameters = [p for p in theirs.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=adamw["lr"], weight_decay=adamw["weight_decay"], fused=True)
-        contiguous, targets = floats.contiguous(), _as_transformers(boxes, labels, counts)
+        contiguous, targets = floats.contiguous(), as_transformers(boxes, labels, counts)
 
         def step() -> list[Tensor]:
             optimizer.zero_grad(set_to_none=True)
@@ -120,8 +120,8 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     rng = generator("outputs")
     logits = torch.randn(layer_count, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()
     predicted_boxes = torch.rand(layer_count, len(counts), queries, 4, generator=rng).to(device).requires_grad_()
-    boxes, labels = _sample_objects(counts, device)
-    boxes_cxcywh, their_targets = to_cxcywh(boxes), _as_transformers(boxes, labels, counts)
+    boxes, labels = sample_objects(counts, device)
+    boxes_cxcywh, their_targets = to_cxcywh(boxes), as_transformers(boxes, labels, counts)
     task: Detection = build(config()["task"], data=None)
     options = DetrConfig(num_labels=CLASSES, auxiliary_loss=True)
 
@@ -147,7 +147,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     )
 
 
-def _sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Sample boxes (T, 4) xyxy within the unit square, and labels (T,).
 
     `counts` holds the number of objects in each image, and T is their sum.
@@ -157,7 +157,7 @@ def _sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Te
     return boxes.to(device), torch.randint(0, CLASSES, (sum(counts),), generator=rng).to(device)
 
 
-def _as_transformers(boxes: Tensor, labels: Tensor, counts: list[int]) -> list[dict[str, Tensor]]:
+def as_transformers(boxes: Tensor, labels: Tensor, counts: list[int]) -> list[dict[str, Tensor]]:
     """Convert boxes (T, 4) xyxy and labels (T,) of a batch to transformers' targets, a dict for each image.
 
     The dict of an image with n objects holds "boxes" (n, 4) cxcywh and "class_labels" (n,).

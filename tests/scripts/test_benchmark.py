@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
 from common.weights.renaming import Table
-from scripts.benchmarks import detr, detr_peer, learning, vit, vit_input, vit_peers
+from scripts.benchmarks import deformable, deformable_peer, detr, detr_peer, learning, vit, vit_input, vit_peers
 from vit.importing import layouts
 
 
@@ -33,6 +33,7 @@ def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
     ("suite", "rows"),
     [
         ("detr", ["forward", "forward", "training", "matching", "input"]),
+        ("deformable", ["forward", "training"]),
         ("vit", ["forward", "forward", "training", "throughput", "RandAugment,"]),
     ],
 )
@@ -44,7 +45,7 @@ def test_every_row_runs_and_the_json_file_holds_the_printed_numbers(
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     assert report.text(result) in printed
     assert [row["row"].split()[0] for row in result["rows"]] == rows
-    assert len(rows) == len({"detr": detr, "vit": vit}[suite].ROWS)
+    assert len(rows) == len({"detr": detr, "deformable": deformable, "vit": vit}[suite].ROWS)
     assert result["machine"]["threads"] >= 1 and "torch" in result["versions"]
     lines = printed.splitlines()
     for row in result["rows"]:
@@ -76,6 +77,46 @@ def test_a_missing_row_in_the_table_of_names_is_an_error(part: str, monkeypatch:
     monkeypatch.setattr(detr_peer, "NAMES", without(part, detr_peer.NAMES))
     with pytest.raises(RuntimeError, match="Missing key"):
         detr_peer.peer(model)
+
+
+@pytest.mark.parametrize("part", ["cross_attention.", "box_head.2", "feed_forward.contract"])
+def test_a_missing_row_in_deformable_detrs_table_of_names_is_an_error(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = deformable_peer.detector()
+    monkeypatch.setattr(deformable_peer, "NAMES", without(part, deformable_peer.NAMES))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        deformable_peer.peer(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.blocks.5.attention.sampling_offsets.weight",
+        "decoder.blocks.2.cross_attention.attention_weights.bias",
+        "decoder.blocks.0.attention.in_proj.bias",
+        "level_embedding",
+        "reference_points.bias",
+    ],
+)
+def test_deformable_detr_is_not_timed_if_one_of_our_tensors_differs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = deformable_peer.to_transformers
+
+    def patched(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        changed = dict(ours)
+        if name in ours:  # the names of trained parameters are converted, too
+            changed[name] = ours[name].detach().clone()
+            changed[name].view(len(ours[name]), -1)[-1] += 0.5
+        return original(changed)
+
+    monkeypatch.setattr(deformable_peer, "to_transformers", patched)
+    code, out = run(tmp_path, "--rows", "forward", "--rounds", "1", suite="deformable")
+    printed = capsys.readouterr()
+    assert code == 1 and not out.exists() and not printed.out
+    assert "ours fp32 logits" in printed.err and "not the same work" in printed.err
 
 
 @pytest.mark.slow
