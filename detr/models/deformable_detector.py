@@ -128,8 +128,8 @@ class DeformableDetector(QueryDetector):
             return
         if not self.auxiliary:
             raise UserError(
-                "model.auxiliary=false trains the heads of the last layer only, but model.refine=true has heads for each "
-                "layer; use model.auxiliary=true, or model.refine=false."
+                "model.auxiliary=false trains the heads of the last layer only, but model.refine=true has heads for "
+                "each layer; use model.auxiliary=true, or model.refine=false."
             )
         self.class_head = nn.ModuleList(Linear(width, logits) for _ in range(layers + two_stage))
         self.box_head = nn.ModuleList(BoxHead(width) for _ in range(layers + two_stage))

@@ -47,3 +47,10 @@ class DenoisingDetection(Detection):
         if "seeds" not in batch:
             raise UserError("Denoising needs a seed for each sample: batch['seeds'], which the loader adds.")
         return denoising_queries(self.denoising, targets, batch["seeds"], len(self.categories))
+
+    def from_scratch(self, minimum: int) -> str:
+        """Return what happens with few images and no pretrained weights, and what to do instead."""
+        return (
+            f"with fewer than {minimum:,} images, pretrained weights give a better detector; start from "
+            "checkpoint=FILE (an official COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
+        )

@@ -214,7 +214,7 @@ class Detection(DetectionTask):
         """Return what DETR learns from few images without pretrained weights, and what to do instead."""
         return (
             f"DETR learns next to nothing from fewer than {minimum:,} that way; start from checkpoint=FILE (an "
-            "official COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
+            "official COCO detector), or from model.backbone.weights=imagenet_v1 or a file, or train model=dino."
         )
 
     def alarms(self, answers: list[Answer]) -> list[str]:
