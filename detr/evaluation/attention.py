@@ -126,7 +126,15 @@ def _tokens(centres: Tensor, cells: Size, row: int) -> Tensor:
 
 def _real_shapes(shapes: Sequence[Size], size: Size, padded: Size) -> list[Size]:
     """Return how many rows and columns of each padded map, of the heights and widths `shapes`, the image covers."""
-    return [(-(-h * size[0] // padded[0]), -(-w * size[1] // padded[1])) for h, w in shapes]
+    return [(_real_cells(h, size[0], padded[0]), _real_cells(w, size[1], padded[1])) for h, w in shapes]
+
+
+def _real_cells(cells: int, size: int, padded: int) -> int:
+    """Return how many of the `cells` of a padded side the image covers, exact if the stride is a power of two."""
+    stride = 1
+    while -(-padded // stride) > cells:
+        stride *= 2
+    return -(-size // stride) if -(-padded // stride) == cells else -(-cells * size // padded)
 
 
 def _of_image(model: Any, attention: Tensor | Samples, size: Size, padded: Size) -> Tensor | Points:

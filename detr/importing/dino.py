@@ -60,8 +60,9 @@ def recognises(content: dict[str, Any]) -> bool:
 def adopt(content: dict[str, Any]) -> Adopted:
     """Rename the tensors of an official file to our names, and list its classes; the class index is the category id.
 
-    Accepts {"model": ...} or a bare state dict with a ResNet. With 91 columns, index i is COCO's id i. Raises UserError
-    if the file has an entry that this network does not have, if a tensor is missing, or if tensors that must be equal
+    Accepts {"model": ...} or a bare state dict with a ResNet. With 91 columns, index i is COCO's id i. Label embeddings
+    beyond those of the classes are left out: official files of fewer classes often keep COCO's 92. Raises UserError if
+    the file has an entry that this network does not have, if a tensor is missing, or if tensors that must be equal
     differ.
     """
     tensors, extra = unwrap(content, ("model",), "a DINO file as published", ("model", "net"))
@@ -74,7 +75,10 @@ def adopt(content: dict[str, Any]) -> Adopted:
     weights = shared_heads(weights)
     if "class_head.weight" not in weights:
         return Adopted(weights, {}, left_out)
-    return Adopted(weights, {"categories": numbered_categories(len(weights["class_head.weight"]))}, left_out)
+    classes = len(weights["class_head.weight"])
+    if (labels := weights.get("label_embedding.weight")) is not None:
+        weights["label_embedding.weight"] = labels[: classes + 1]  # `dn_labelbook_size` may exceed the classes
+    return Adopted(weights, {"categories": numbered_categories(classes)}, left_out)
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

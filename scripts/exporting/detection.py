@@ -49,6 +49,8 @@ def plan(model: nn.Module, task: Detection) -> Plan:
     """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns."""
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
     images, sizes = _sample_batch(_scaled([(70, 60), (64, 61), (50, 33)], model))
+    limited = task.options.detections_per_image is not None
+    label = "the class of one of the best pairs of a query and a class" if limited else "the query's likeliest class"
     graph = Graph(
         "model",
         Detections(model, task.classification, task.options.detections_per_image),
@@ -56,7 +58,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
         {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
         {
             "scores": "(batch, detections): the probability of the label",
-            "labels": "(batch, detections): the likeliest class, an index into classes",
+            "labels": f"(batch, detections): {label}, an index into classes",
             "boxes": "(batch, detections, 4): left, top, right, bottom as shares of the image's own width and height",
         },
     )

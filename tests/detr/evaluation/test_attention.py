@@ -54,6 +54,26 @@ def test_the_maps_are_those_of_the_last_layers_without_padding() -> None:
 
 
 @torch.no_grad()
+def test_sampling_points_do_not_depend_on_padding_that_a_stride_does_not_divide() -> None:
+    """An image of 32 x 48 pixels, alone and padded to 40 x 56: on the level of stride 16, it covers 2 of 3 rows."""
+    levels = ["model.sampling.levels=3", "model.encoder_layers=1"]
+    config = configure("train", ["model=deformable_detr", *SMALL[:-1], *levels])
+    torch.manual_seed(0)
+    model: nn.Module = build(config["model"], classes=4, logits=4).eval()
+    image, boxes = torch.randn(1, 3, 32, 48), torch.rand(5, 4).sort(dim=1).values[:, [0, 1, 3, 2]]
+    padded = torch.zeros(1, 3, 40, 56)
+    padded[:, :, :32, :48] = image
+    seen = []
+    for images, sizes in ((image, None), (padded, torch.tensor([[32, 48]]))):
+        with record(model) as recorded:
+            model(images, sizes)
+        seen.append(attended(model, recorded, boxes, None, (32, 48), tuple(images.shape[-2:])))  # type: ignore[arg-type]
+    for alone, with_padding in zip(*seen, strict=True):
+        assert isinstance(alone, Points) and isinstance(with_padding, Points)
+        torch.testing.assert_close(with_padding.locations, alone.locations, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
 def test_the_encoders_map_is_that_of_the_position_under_the_boxs_centre() -> None:
     """The centre of box i is in the middle of cell i of 5 x 7 cells; boxes outside the image take the nearest cell."""
     model = detector()

@@ -105,3 +105,11 @@ def test_other_files_are_refused(change: dict[str, Any], message: str) -> None:
     tensors = {**export(tiny())["model"], **change}
     with pytest.raises(UserError, match=message):
         adopt({"model": {name: value for name, value in tensors.items() if value is not None}})
+
+
+def test_label_embeddings_beyond_the_classes_are_left_out() -> None:
+    ours = tiny(classes=3, logits=3)
+    file = export(ours)
+    file["model"]["label_enc.weight"] = torch.cat([ours["label_embedding.weight"], torch.randn(88, 32)])
+    adopted = adopt(file).weights
+    assert all(torch.equal(adopted[name], value) for name, value in ours.items())
