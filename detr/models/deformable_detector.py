@@ -180,7 +180,8 @@ class DeformableDetector(QueryDetector):
         may_look = None if real is None else real[:, None, None]  # (B, 1, 1, M)
         guide = References(geometry.scaled(geometry.centres), geometry.shapes)
         memory = self.encoder(memory, positions=positions, may_look=may_look, guide=guide)
-        return Image(Memory(memory, memory, may_look), maps=[x.features for x in maps], geometry=geometry)
+        maps_of_levels = [features for features, _, _ in maps]
+        return Image(Memory(memory, memory, may_look), maps_of_levels, geometry.centres, geometry)
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Create queries (B, Q, C) from learned embeddings or, in two stages, from proposals; `hints` must be None."""

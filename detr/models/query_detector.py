@@ -27,6 +27,7 @@ class Image(NamedTuple):
 
     memory: Memory
     maps: Sequence[Tensor] = ()  # feature maps (B, C, H, W), highest resolution first; for mask heads
+    places: Tensor | None = None  # (1 or B, M, 2) relative x, y of each memory token's centre; for proposals
     geometry: Geometry | None = None  # where the tokens of a multi-scale memory lie in the image
 
 

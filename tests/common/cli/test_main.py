@@ -734,7 +734,9 @@ def test_options_of_training_alone_are_refused_in_evaluation(start: Callable[...
 def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcome]) -> None:
     Path("detr.pth").write_text("")
     error = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
-    assert error.startswith("evaluate.py needs model=NAME (the checkpoint does not say which); there are detr,")
+    assert error.startswith(
+        "evaluate.py needs model=NAME (the checkpoint does not say which); there are deformable_detr,"
+    )
     outcome = start("checkpoint=detr.pth", "model=detr_r50", "data.root=x", door="evaluate", base=lambda file: {})
     assert outcome.configs[0]["model"]["backbone"]["name"] == "resnet50"
 
