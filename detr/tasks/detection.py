@@ -168,8 +168,9 @@ class Detection(DetectionTask):
         proposals = [name for name in sets if name in PROPOSAL_SETS and f"{name}.class" not in normalisers]
         if self.classification == "softmax" and proposals:
             raise UserError(
-                "task.loss.classification=softmax has no loss for the proposals of a two-stage detector; use "
-                "task.loss.classification=sigmoid, or model.two_stage=false."
+                f'the model returns the answer set "{proposals[0]}", for which the task has no normalisers with '
+                "task.loss.classification=softmax; use task.loss.classification=sigmoid, or add the set to the task's "
+                "method answer_sets."
             )
 
     @torch.no_grad()

@@ -175,7 +175,7 @@ def test_a_model_without_denoising_queries_is_refused_by_name() -> None:
 def test_two_stages_with_softmax_are_refused(kind: str) -> None:
     detection, batch = task(kind), seeded(batches([8]))[0]
     detection.classification = "softmax"
-    with pytest.raises(UserError, match=r"^task\.loss\.classification=softmax has no loss for the proposals"):
+    with pytest.raises(UserError, match=r"has no normalisers with task\.loss\.classification=softmax; use"):
         detection.loss(model(kind, torch.float32), batch, step_normalisers(detection, [batch]))
 
 
