@@ -277,7 +277,6 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("detr", ["model.positions.kind=learned", "model.pre_norm=false", "model.auxiliary=false"]),
         ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
-        ("deformable", []),
         ("deformable", ["model.refine=false", "task.predict.detections_per_image=null", "model.official_padding=true"]),
         ("deformable", ["model.two_stage=true", "model.queries=7"]),
         ("dino", []),
