@@ -339,9 +339,9 @@ def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # passes on machines without a compiler
-    fit(tmp_path, keys={"compile": True, "steps": 2, "eval_every": 2})
+def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path):
+    with torch._dynamo.config.patch(suppress_errors=True):  # passes on machines without a compiler
+        fit(tmp_path, keys={"compile": True, "steps": 2, "eval_every": 2})
     assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(
         run(tmp_path).model.state_dict()
     )
