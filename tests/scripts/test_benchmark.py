@@ -109,7 +109,7 @@ def test_deformable_detr_is_not_timed_if_one_of_our_tensors_differs(
         changed = dict(ours)
         if name in ours:  # the names of trained parameters are converted, too
             changed[name] = ours[name].detach().clone()
-            changed[name].view(len(ours[name]), -1)[-1] += 0.5
+            changed[name].view(len(ours[name]), -1)[[0, -1]] += 0.5  # the last point samples outside of tiny maps
         return original(changed)
 
     monkeypatch.setattr(deformable_peer, "to_transformers", patched)

@@ -94,11 +94,11 @@ def reference(model: Any, name: str) -> nn.Module:
     )
     missing, unexpected = theirs.load_state_dict(model.net.state_dict(), strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
-    return theirs
+    return theirs.to(memory_format=torch.channels_last)
 
 
-# Rounding differs, because our convolutions have another memory layout: with random weights, which amplify it, scores
-# differ by 4e-5 and boxes by 2e-3 pixels.
+# In the memory layout of our convolutions, because random weights amplify rounding: in the other layout, scores differ
+# by 4e-5 and boxes by up to 1e-2 pixels.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", R50)
 def test_detections_and_losses_of_the_published_models_are_torchvisions(name: str) -> None:
@@ -107,7 +107,7 @@ def test_detections_and_losses_of_the_published_models_are_torchvisions(name: st
     parts = images((64, 96), (64, 70))
     with torch.no_grad():
         answers = model.eval()(*padded(parts))["detections"]
-        assert_same(answers, theirs.eval()(parts), model.background, 1e-4)
+        assert_same(answers, theirs.eval()(parts), model.background, 1e-5)
     for module in theirs.train().modules():
         module.training = module.training and not isinstance(module, nn.BatchNorm2d)
     targets = objects(2, 3)
