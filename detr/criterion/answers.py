@@ -137,19 +137,23 @@ def detections(
     if limit is None:
         scores, labels = shares.max(-1)
         return scores, labels, boxes
-    queries, classes = shares.shape[1:]
-    scores, pairs = shares.flatten(1).topk(min(limit, queries * classes), dim=1)  # (B, D)
-    rows = (pairs // classes)[..., None].expand(-1, -1, 4)
-    return scores, pairs % classes, boxes.gather(1, rows)
+    scores, queries, labels = _best_pairs(shares, limit)
+    return scores, labels, boxes.gather(1, queries[..., None].expand(-1, -1, 4))
 
 
 def query_indices(classification: Classification, outputs: Outputs, limit: int | None = None) -> Tensor:
     """Return the index (B, D) of the query of each detection that `detections` returns for the same arguments."""
     shares = probabilities(classification, outputs["logits"].float())
-    batch, queries, classes = shares.shape
     if limit is None:
-        return torch.arange(queries).expand(batch, -1)
-    return shares.flatten(1).topk(min(limit, queries * classes), dim=1).indices // classes
+        return torch.arange(shares.shape[1]).expand(shares.shape[0], -1)
+    return _best_pairs(shares, limit)[1]
+
+
+def _best_pairs(shares: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the probability, query and class (B, D) of the D pairs with the highest probabilities (B, Q, K)."""
+    queries, classes = shares.shape[1:]
+    scores, pairs = shares.flatten(1).topk(min(limit, queries * classes), dim=1)  # (B, D)
+    return scores, pairs // classes, pairs % classes
 
 
 def _upcast_half(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from common.task import Adopted
 from common.weights.layers import RESNET
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import unwrap
-from detr.importing.official import COCO_NAMES
+from detr.importing.official import numbered_categories
 
 _SAMPLING = (
     ("sampling_offsets.", "sampling_offsets."),
@@ -107,12 +107,6 @@ def adopt(content: dict[str, Any]) -> Adopted:
         weights = shared_heads(weights)
     head = next((weights[name] for name in ("class_head.weight", "class_head.0.weight") if name in weights), None)
     return Adopted(weights, {} if head is None else {"categories": numbered_categories(len(head))}, left_out)
-
-
-def numbered_categories(count: int) -> list[dict[str, Any]]:
-    """Return the categories of a file with `count` sigmoid columns; 91 columns are COCO's category ids."""
-    names = COCO_NAMES if count == len(COCO_NAMES) else [f"class {i}" for i in range(count)]
-    return [{"id": i, "name": name} for i, name in enumerate(names)]
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -17,11 +17,11 @@ from detr.importing.deformable import (
     COMMON_NAMES,
     LEFT_OUT,
     copies_in_decoder,
-    numbered_categories,
     repeat_heads,
     shared_heads,
     without_repeated_heads,
 )
+from detr.importing.official import numbered_categories
 
 NAMES = Table(  # (official, ours)
     *COMMON_NAMES,

@@ -89,9 +89,17 @@ def adopt(content: dict[str, Any]) -> Adopted:
     if "class_head.weight" not in weights:
         return Adopted(weights, {}, left_out)
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
-    names = COCO_NAMES if classes == len(COCO_NAMES) else [f"class {i}" for i in range(classes)]
-    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
-    return Adopted(weights, {"categories": categories}, left_out)
+    return Adopted(weights, {"categories": numbered_categories(classes)}, left_out)
+
+
+def numbered_categories(count: int) -> list[dict[str, Any]]:
+    """Return the categories of a file whose class index is the category id.
+
+    With COCO's 91 indices, they have COCO's names; with any other number, they are named "class 0", "class 1" and so
+    on.
+    """
+    names = COCO_NAMES if count == len(COCO_NAMES) else [f"class {i}" for i in range(count)]
+    return [{"id": i, "name": name} for i, name in enumerate(names)]
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

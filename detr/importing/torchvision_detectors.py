@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.task import Adopted
 from common.weights.renaming import Table, identify_format, rename
 from common.weights.unwrapping import unwrap
-from detr.importing.official import COCO_NAMES
+from detr.importing.official import numbered_categories
 
 FORMATS = (  # a pattern of tensor names that identifies the detector; the first that matches decides
     (r"^(roi_heads\.(mask|keypoint)_|.*\.mask_predictor\.)", "Mask R-CNN or Keypoint R-CNN"),
@@ -61,9 +61,7 @@ def adopt(content: dict[str, Any]) -> Adopted:
     left_out = [*counters, *extra]
     if not columns:
         return Adopted(weights, {}, left_out)
-    names = COCO_NAMES if columns == len(COCO_NAMES) else [f"class {i}" for i in range(columns)]
-    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
-    return Adopted(weights, {"categories": categories[detector in HAS_BACKGROUND :]}, left_out)
+    return Adopted(weights, {"categories": numbered_categories(columns)[detector in HAS_BACKGROUND :]}, left_out)
 
 
 def _columns(weights: dict[str, Tensor]) -> int:

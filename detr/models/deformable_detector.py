@@ -42,9 +42,8 @@ class Guide(NamedTuple):
 class DeformableDetector(QueryDetector):
     """Deformable DETR, optionally with box refinement and with two stages."""
 
-    decided_by_data: ClassVar[tuple[str, ...]] = (
-        "class_head",
-    )  # not loaded from a checkpoint with other classes, even if their number is equal
+    # Not loaded from a checkpoint with other classes, even if their number is equal.
+    decided_by_data: ClassVar[tuple[str, ...]] = ("class_head",)
 
     def __init__(
         self,

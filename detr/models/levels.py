@@ -111,8 +111,8 @@ class Projections(nn.ModuleList):
 
         `shape` is the padded (H, W) of the images, and `sizes` (B, 2) are their heights and widths without padding.
 
-        Differs from later levels: the first extra level is computed from the backbone's last map itself, not from its
-        projection, as in the official code.
+        The first level beyond the maps is computed from the backbone's last map itself, and each further one from the
+        level before, as in the official code.
         """
         levels = [FeatureMap(project(x, real), real, s) for project, (x, real, s) in zip(self, maps, strict=False)]
         last = maps[-1]

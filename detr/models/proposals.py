@@ -20,14 +20,13 @@ MARGIN = 0.01  # initial boxes with a coordinate within this distance of 0 or 1 
 class Proposals(NamedTuple):
     """The predictions of all memory tokens."""
 
-    features: Tensor  # (B, M, C)
     logits: Tensor  # (B, M, K')
     boxes_cxcywh: Tensor  # (B, M, 4) relative to the image; ones for invalid tokens
     valid: Tensor  # (B, M), False for tokens in padding and at the image's border
 
 
 class ProposalHead(nn.Module):
-    """Transforms memory tokens; `propose` applies class and box heads to them."""
+    """Predicts logits and a box from each memory token, by a class and a box head that the detector hands in."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -35,8 +34,8 @@ class ProposalHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(self, image: Image, class_head: nn.Module, box_head: nn.Module, eps: float = 1e-5) -> Proposals:
-        """Predict logits and a box from each token, relative to an initial box around the token."""
+    def forward(self, image: Image, class_head: nn.Module, box_head: nn.Module) -> Proposals:
+        """Predict logits and a box for each of the M memory tokens, relative to an initial box around the token."""
         memory = image.memory.values
         assert memory is not None and image.geometry is not None
         initial, valid = initial_boxes(image.geometry)  # (B or 1, M, 4), (B or 1, M)
@@ -45,8 +44,8 @@ class ProposalHead(nn.Module):
         valid = valid.expand(memory.shape[0], -1)
         initial = torch.where(valid[..., None], initial, 0.5)  # the boxes of invalid tokens may be infinite
         features = self.norm(self.project(memory.masked_fill(~valid[..., None], 0.0).to(self.norm.weight.dtype)))
-        boxes = boxes_from(box_head(features), initial, eps)
-        return Proposals(features, class_head(features), torch.where(valid[..., None], boxes, 1.0), valid)
+        boxes = boxes_from(box_head(features), initial)
+        return Proposals(class_head(features), torch.where(valid[..., None], boxes, 1.0), valid)
 
 
 def initial_boxes(geometry: Geometry) -> tuple[Tensor, Tensor]:

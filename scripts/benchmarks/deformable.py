@@ -17,7 +17,7 @@ from common.machine.device import autocast
 from scripts.benchmarks import flops
 from scripts.benchmarks.deformable_peer import CLASSES, config, detector, peer
 from scripts.benchmarks.detr_input import sample_images
-from scripts.benchmarks.detr_train import as_transformers, sample_objects
+from scripts.benchmarks.detr_train import as_transformers, sample_batch
 from scripts.benchmarks.learning import stepper
 from scripts.benchmarks.timing import Row, Setting, compare_numbers, compare_tensors
 
@@ -91,10 +91,8 @@ def step(setting: Setting) -> Row:
     stage are frozen, as in the official code.
     """
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
-    images, floats = sample_images(len(counts), side, side, device)
-    boxes, labels = sample_objects(counts, device)
-    batch: dict[str, Any] = {"ids": [0, 1], "images": images, "boxes": boxes * side, "labels": labels, "counts": counts}
-    batch |= {"sizes": torch.tensor([[side, side]] * len(counts), device=device), "padded": False}
+    batch, floats, boxes = sample_batch(counts, side, device)
+    labels = batch["labels"]
     model, targets = detector(), as_transformers(boxes, labels, counts)
 
     def work(name: str, training: bool = True) -> Work:

@@ -40,10 +40,8 @@ def step(setting: Setting) -> Row:
     stage are frozen, as in the official code.
     """
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
-    images, floats = sample_images(len(counts), side, side, device)
-    boxes, labels = sample_objects(counts, device)
-    batch: dict[str, Any] = {"ids": [0, 1], "images": images, "boxes": boxes * side, "labels": labels, "counts": counts}
-    batch |= {"sizes": torch.tensor([[side, side]] * len(counts), device=device), "padded": False}
+    batch, floats, boxes = sample_batch(counts, side, device)
+    labels = batch["labels"]
     recipe = config()
     clip_norm, adamw = recipe["trainer"]["clip_norm"], recipe["optimizer"]
     model = detector(fresh=INITIAL_NORMS)
@@ -145,6 +143,18 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
         check=lambda: compare_numbers("loss", our_loss(), their_loss(), 1e-5),
         amounts=dict.fromkeys(("transformers", "ours"), (len(counts), "images")),
     )
+
+
+def sample_batch(counts: list[int], side: int, device: torch.device) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Sample a batch of square images with `counts` objects each.
+
+    Returns the task's batch, the normalised images (B, 3, side, side), and the boxes (T, 4) xyxy relative to the image.
+    """
+    images, floats = sample_images(len(counts), side, side, device)
+    boxes, labels = sample_objects(counts, device)
+    batch = {"ids": [*range(len(counts))], "images": images, "boxes": boxes * side, "labels": labels, "counts": counts}
+    batch |= {"sizes": torch.tensor([[side, side]] * len(counts), device=device), "padded": False}
+    return batch, floats, boxes
 
 
 def sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
