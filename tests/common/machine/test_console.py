@@ -67,7 +67,8 @@ def test_a_terminal_gets_no_control_characters_but_those_of_the_bar(monkeypatch:
         print(f"a\tb {CONTROLS}", flush=True)
         sys.stdout.write("\r 10%|\u2588")
         sys.stdout.flush()
-        assert screen.read1(200).decode() == f"a\tb {ESCAPED}\n\r 10%|\u2588"
+        expected = f"a\tb {ESCAPED}\n\r 10%|\u2588"
+        assert screen.read(len(expected.encode())).decode() == expected  # a terminal may deliver it in pieces
 
 
 def test_answers_in_a_file_are_written_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
