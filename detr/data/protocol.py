@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from common.task import Data, Split
+from detr.data.panoptic import PanopticTruth
 
 
 class DetectionData(Data, Protocol):
@@ -42,3 +43,13 @@ class MaskData(DetectionData, Protocol):
         height and width of the padded images. Masks are resized to the nearest pixel, and are False in the padding. The
         mask of an object may be empty, for example after a crop.
         """
+
+
+class PanopticData(MaskData, Protocol):
+    """A data set of images whose pixels belong to segments: things, which are countable, and stuff.
+
+    The boxes of a sample are those of all segments but crowds. In `categories`, "isthing" is 1 or 0.
+    """
+
+    def panoptic_truth(self, split: Split) -> PanopticTruth:
+        """Return the segments of this split, whose pixels are read on demand."""
