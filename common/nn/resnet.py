@@ -205,13 +205,14 @@ class Backbone(nn.Module):
 
 
 class PyramidBackbone(Backbone):
-    """A ResNet whose `forward` returns the maps of its last `count` stages.
+    """A ResNet whose `forward` returns the maps of its last `count` stages; None = of all stages.
 
     Raises ValueError if the ResNet has fewer stages.
     """
 
-    def __init__(self, options: BackboneOptions, *, official_padding: bool, count: int):
+    def __init__(self, options: BackboneOptions, *, official_padding: bool, count: int | None):
         super().__init__(options, official_padding=official_padding)
+        count = len(self.stages) if count is None else count
         if count > len(self.stages):
             raise ValueError(f"{options.name} has {len(self.stages)} stages, so it has no {count} maps")
         self.count = count

@@ -21,13 +21,14 @@ Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; s
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; `masks` and `curves` are None if the data have none."""
+    """The T objects of a batch, image after image; `masks`, `curves` and `sizes` are None if the task has none."""
 
     counts: list[int]  # number of objects in each image
     labels: Tensor  # (T,) class indices
     boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image
-    masks: Tensor | None = None  # (T, H, W)
+    masks: Tensor | None = None  # (T, H, W), padded to the size of the batch
     curves: Tensor | None = None  # (T, P, 2) x and y of P points, relative to width and height of the image
+    sizes: Tensor | None = None  # (B, 2) height and width of each image without padding, in pixels; for masks
 
     def padded(self) -> "Targets":
         """Convert the tensors (T, ...) to zero-padded (B, N, ...); N is the largest number of objects in an image."""
@@ -37,9 +38,9 @@ class Targets(NamedTuple):
         shape = (len(self.counts), max(self.counts))
         tensors = [
             None if values is None else values.new_zeros(*shape, *values.shape[1:]).index_put(tuple(indices), values)
-            for values in self[1:]
+            for values in self[1:-1]
         ]
-        return Targets(self.counts, *tensors)  # type: ignore[arg-type]
+        return Targets(self.counts, *tensors, sizes=self.sizes)  # type: ignore[arg-type, misc]
 
 
 class Matches(NamedTuple):

@@ -107,7 +107,7 @@ def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """
     pairs: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
-        cost = total_cost(costs, outputs, targets.padded())
+        cost = total_cost(costs, outputs, targets._replace(masks=None).padded())
         # Outputs that are not finite must not raise an error in the matcher: the trainer finds and reports them.
         cost = cost.float().nan_to_num(nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=-NON_FINITE_COST)
         pairs = _assign(cost.cpu().numpy(), targets.counts, padded="real" in outputs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.types import Fraction, NonNegativeFloat
 from detr.criterion.answers import Classification, Matches, Outputs, Targets, stack_last_layer, stack_layers
+from detr.criterion.masks import Dice, MaskFocal
 from detr.criterion.matcher import ClassCost, Cost, FocalCost, GiouCost, L1Cost, MatcherOptions, match
 from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 
@@ -26,6 +27,7 @@ class LossOptions:
     classification: "softmax" is a cross-entropy over the classes and "no object"; "sigmoid" is a focal loss per class.
     no_object: weight of unmatched queries in the cross-entropy (0.1 in section 3.1); matched queries have weight 1.
     focal_alpha, focal_gamma: alpha and gamma of the focal loss (0.25 and 2 in Lin et al. 2017, arXiv 1708.02002).
+    mask_weight, dice_weight: weights of the focal and dice terms of masks; only detectors with masks have them.
     """
 
     class_weight: NonNegativeFloat
@@ -35,6 +37,8 @@ class LossOptions:
     classification: Classification
     focal_alpha: Fraction
     focal_gamma: NonNegativeFloat
+    mask_weight: NonNegativeFloat = 1.0
+    dice_weight: NonNegativeFloat = 1.0
 
 
 class Criterion:
@@ -43,7 +47,7 @@ class Criterion:
     A task may append to both lists.
     """
 
-    def __init__(self, loss: LossOptions, matcher: MatcherOptions):
+    def __init__(self, loss: LossOptions, matcher: MatcherOptions, masks: bool = False):
         focal = (loss.focal_alpha, loss.focal_gamma)
         softmax = loss.classification == "softmax"
         self.terms: list[Term] = [
@@ -51,6 +55,8 @@ class Criterion:
             L1(loss.box_weight),
             Giou(loss.giou_weight),
         ]
+        if masks:
+            self.terms += [MaskFocal(loss.mask_weight), Dice(loss.dice_weight)]
         self.costs: list[Cost] = [
             L1Cost(matcher.box_cost),
             ClassCost(matcher.class_cost) if softmax else FocalCost(matcher.class_cost, *focal),

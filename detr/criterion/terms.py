@@ -19,12 +19,14 @@ from detr.criterion.boxes import giou, to_xyxy
 class Comparison:
     """The inputs of a term: the outputs of L layers, the T objects, and the M matched pairs.
 
-    `answers` caches its results, because several terms read the same output.
+    `answers` caches its results, because several terms read the same output. `mask_pairs` is the cache of
+    detr/criterion/masks.py.
     """
 
     def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
         self.outputs, self.targets, self.matches = outputs, targets, matches
         self._gathered: dict[str, Tensor] = {}
+        self.mask_pairs: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,11 +114,15 @@ class Focal(Term):
         logits = comparison.outputs["logits"]
         indices = (*comparison.rows, comparison.objects(comparison.targets.labels))
         truth = torch.zeros_like(logits).index_put(indices, logits.new_ones(()))  # (L, B, R, K)
-        nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        probability = logits.sigmoid()
-        error = probability + truth - 2 * probability * truth  # 1 - p for the true class, p for every other class
-        alpha = (1 - self.alpha) + (2 * self.alpha - 1) * truth
-        return comparison.sum_rows((alpha * error**self.gamma * nll).sum(-1))
+        return comparison.sum_rows(sigmoid_focal(logits, truth, self.alpha, self.gamma).sum(-1))
+
+
+def sigmoid_focal(logits: Tensor, truth: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Compute the focal loss of each element; `truth` is 0 or 1 (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
+    nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    probability = logits.sigmoid()
+    error = probability + truth - 2 * probability * truth  # 1 - p for the true answer, p for the other
+    return ((1 - alpha) + (2 * alpha - 1) * truth) * error**gamma * nll
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as rle
-from torch import Tensor
 
 from common.errors import UserError
 from common.machine.distributed import broadcast, gather_samples, is_main
@@ -14,6 +12,7 @@ from common.task import Answer, Batch
 from detr.data import annotations
 from detr.evaluation.coco_evaluators import Evaluator, IouType, select_evaluator
 from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
+from detr.evaluation.masks import encode
 
 
 class Detections(NamedTuple):
@@ -69,7 +68,7 @@ class CocoMetric:
                 boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
                 scores=scores,
                 categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
-                masks=_encode(answer["masks"]) if "masks" in answer else None,
+                masks=encode(answer["masks"]) if "masks" in answer else None,
             )
             self.detections.append((image, detections))
 
@@ -145,11 +144,3 @@ class CocoMetric:
 
     def _has_masks(self) -> bool:
         return any(detections.masks is not None for _, detections in self.detections)
-
-
-def _encode(masks: Tensor | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Encode boolean masks (n, H, W) as COCO's compressed run-length codes, with strings for JSON; codes are kept."""
-    if isinstance(masks, Tensor):
-        masks = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))  # (H, W, n)
-    texts = [counts.decode() if isinstance(counts := code["counts"], bytes) else counts for code in masks]
-    return [{"size": code["size"], "counts": text} for code, text in zip(masks, texts, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -24,8 +25,9 @@ def draw(
     names: Sequence[str],
     scores: Tensor | None = None,
     labels: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> Tensor:
-    """Draw boxes with their names on a copy of an image, in ascending order of score.
+    """Draw boxes with their names, and masks if there are any, on a copy of an image, in ascending order of score.
 
     Labels do not hide each other. Where there is room, they lie outside their boxes and hide no outlines either; see
     `place_labels`. A label for which there is no room is left out.
@@ -39,23 +41,41 @@ def draw(
         scores: (n,) in [0, 1]; None for ground truth. Boxes without scores are drawn in their given order.
         labels: (n,) class indices, which give a class the same colour in all pictures; None = the colours follow the
             alphabetical order of the names in this picture.
+        masks: boolean (n, H', W') of the whole image, in any resolution; None = no masks.
 
     Returns:
         uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`. If a
         label is wider or higher than this picture, a white margin is added at the right or at the bottom.
     """
+    classes = [sorted(set(names)).index(name) for name in names] if labels is None else labels.tolist()
+    order = list(range(len(names))) if scores is None else scores.argsort().tolist()
+    if masks is not None:
+        image = tint(image, masks[order], [colour(classes[i]) for i in order])
     picture, factor = _enlarged(image)
     corners = (boxes.detach().cpu() * factor).round()  # (n, 4), both corners are part of the drawn box
     corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
-    classes = [sorted(set(names)).index(name) for name in names] if labels is None else labels.tolist()
     texts = [printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…") for name in names]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    order = list(range(len(texts))) if scores is None else scores.argsort().tolist()
     items = [Item(corners[i].long().tolist(), texts[i], colour(classes[i])) for i in order]
     pixels: Tensor = pil_to_tensor(_with_items(picture, items))
     return pixels
+
+
+def tint(image: Tensor, masks: Tensor, colours: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Mix the pixels of each mask (n, H', W') with its colour, half and half; later masks cover earlier ones.
+
+    The masks are resized to the image, uint8 (3, H, W), by nearest neighbour.
+    """
+    if not len(masks):
+        return image
+    masks = F.interpolate(masks.detach().cpu()[None].byte(), size=tuple(image.shape[1:]))[0].bool()
+    tinted = image.clone()
+    for mask, rgb in zip(masks, colours, strict=True):
+        mixed = image[:, mask] // 2 + image.new_tensor(rgb)[:, None] // 2
+        tinted[:, mask] = mixed
+    return tinted
 
 
 class Item(NamedTuple):

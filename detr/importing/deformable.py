@@ -16,7 +16,7 @@ from common.task import Adopted
 from common.weights.layers import RESNET
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import unwrap
-from detr.importing.official import numbered_categories
+from detr.importing.coco_categories import numbered_categories
 
 _SAMPLING = (
     ("sampling_offsets.", "sampling_offsets."),

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.task import Adopted
 from common.weights.renaming import Table, rename
 from common.weights.unwrapping import unwrap
+from detr.importing.coco_categories import numbered_categories
 from detr.importing.deformable import (
     COMMON_NAMES,
     LEFT_OUT,
@@ -21,7 +22,6 @@ from detr.importing.deformable import (
     shared_heads,
     without_repeated_heads,
 )
-from detr.importing.official import numbered_categories
 
 NAMES = Table(  # (official, ours)
     *COMMON_NAMES,

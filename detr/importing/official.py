@@ -13,17 +13,7 @@ from common.task import Adopted
 from common.weights.layers import RESNET, TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import unwrap
-
-# COCO's classes by category id, which is the official class index; unused ids are "N/A".
-COCO_NAMES = tuple(
-    "N/A,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
-    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
-    "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
-    "tennis racket,bottle,N/A,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
-    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,"
-    "remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,"
-    "hair drier,toothbrush".split(",")
-)
+from detr.importing.coco_categories import PANOPTIC_COUNT, numbered_categories, panoptic_categories
 
 NAMES = Table(  # (official, ours); panoptic files have the prefix "detr."
     *with_prefixes(
@@ -46,12 +36,21 @@ NAMES = Table(  # (official, ours); panoptic files have the prefix "detr."
         ),
     ),
 )
+MASK_HEAD = (
+    ("bbox_attention.q_linear.", "mask_head.attention.query."),
+    ("bbox_attention.k_linear.", "mask_head.attention.key."),
+    *((f"mask_head.lay{i + 1}.", f"mask_head.convs.{i}.") for i in range(5)),
+    *((f"mask_head.gn{i + 1}.", f"mask_head.norms.{i}.") for i in range(5)),
+    *((f"mask_head.adapter{i + 1}.", f"mask_head.adapters.{i}.") for i in range(3)),
+    ("mask_head.out_lay.", "mask_head.output."),
+)
+NAMES_WITH_MASKS = Table(*NAMES.rows, *MASK_HEAD)
 REQUIRED_PREFIXES = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
     *(*(f"bbox_embed.layers.{i}." for i in range(3)), "input_proj."),
 )
-# Tensors of official files that our detector does not have: the mask head of panoptic files, the criterion's class
-# weights, and counters that the official loader drops.
+# Tensors of official files that our detector does not have: the mask head of panoptic files (unless it is wanted), the
+# criterion's class weights, and counters that the official loader drops.
 LEFT_OUT = (
     r"(detr\.)?(bbox_attention|mask_head)\..*|criterion\.empty_weight|.*(\.num_batches_tracked|total_ops|total_params)"
 )
@@ -66,12 +65,13 @@ OTHER_FORMATS = (
 )
 
 
-def adopt(content: dict[str, Any]) -> Adopted:
+def adopt(content: dict[str, Any], masks: bool = False) -> Adopted:
     """Rename the tensors of an official file to our names, and list its classes; the class index is the category id.
 
     Accepts {"model": ...} or a bare state dict of a model with ResNet-50 or ResNet-101, with or without dilation (DC5),
-    with sine or learned positions, post-norm or pre-norm. The mask head of a panoptic file is left out. With COCO's 91
-    classes, index i is COCO's id i, and unused ids are named "N/A". With any other number of classes, they are named
+    with sine or learned positions, post-norm or pre-norm. The mask head of a panoptic file is left out unless `masks`
+    is True. With COCO's 91 classes, index i is COCO's id i, and unused ids are named "N/A". With the 250 classes of
+    official panoptic files, names are those of COCO's panoptic task. With any other number of classes, they are named
     "class 0", "class 1" and so on. A file for fine-tuning, from which the class head or the queries were removed, is
     also accepted. Without the class head, the task state is empty.
 
@@ -79,7 +79,8 @@ def adopt(content: dict[str, Any]) -> Adopted:
     REQUIRED_PREFIXES. The message names the format of the file if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
-    weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)
+    names = NAMES_WITH_MASKS if masks else NAMES
+    weights, sources, left_out, unknown = rename(tensors, names.to_ours, LEFT_OUT)
     if unknown or extra:
         raise UserError(_refusal(tensors, f"it has {[*unknown, *extra][0]}, which an official DETR does not"))
     weight_names = [name.removeprefix("detr.") for name in sources.values() if name.endswith("weight")]
@@ -89,31 +90,27 @@ def adopt(content: dict[str, Any]) -> Adopted:
     if "class_head.weight" not in weights:
         return Adopted(weights, {}, left_out)
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
-    return Adopted(weights, {"categories": numbered_categories(classes)}, left_out)
-
-
-def numbered_categories(count: int) -> list[dict[str, Any]]:
-    """Return the categories of a file whose class index is the category id.
-
-    With COCO's 91 indices, they have COCO's names; with any other number, they are named "class 0", "class 1" and so
-    on.
-    """
-    names = COCO_NAMES if count == len(COCO_NAMES) else [f"class {i}" for i in range(count)]
-    return [{"id": i, "name": name} for i, name in enumerate(names)]
+    categories = panoptic_categories() if classes == PANOPTIC_COUNT else numbered_categories(classes)
+    return Adopted(weights, {"categories": categories}, left_out)
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Convert a Detector's weights to the content of an official file, {"model": ...}, for torch.save.
 
+    With a mask head, the names of all other tensors begin with "detr.", as in official panoptic files.
+
     Raises UserError for a tensor that the official network does not have.
     """
-    renamed = rename(weights, NAMES.to_theirs)
+    renamed = rename(weights, NAMES_WITH_MASKS.to_theirs)
     if renamed.unknown:
         name = renamed.unknown[0]
         raise UserError(
             f"{name} has no place in the official DETR; only detr.models.detector.Detector can be exported."
         )
-    return {"model": renamed.tensors}
+    if not any(name.startswith("mask_head.") for name in weights):
+        return {"model": renamed.tensors}
+    head = tuple(theirs for theirs, _ in MASK_HEAD)
+    return {"model": {f"{'' if name.startswith(head) else 'detr.'}{name}": x for name, x in renamed.tensors.items()}}
 
 
 def _refusal(tensors: dict[str, Any], reason: str) -> str:

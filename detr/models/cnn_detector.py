@@ -24,7 +24,8 @@ from common.machine.device import full_precision
 from common.types import Fraction, Positive
 from common.weights.backbones import WeightsOptions, load_weights
 
-Targets = list[dict[str, Tensor]]  # for each image: boxes (n, 4) xyxy in pixels, labels (n,) class indices
+# For each image: boxes (n, 4) xyxy in pixels, labels (n,) class indices and, for masks, uint8 masks (n, h, w).
+Targets = list[dict[str, Tensor]]
 SIZE_DIVISOR = 32  # torchvision pads each side of an image to a multiple of this number of pixels
 
 
@@ -82,7 +83,8 @@ class CnnDetector(nn.Module, ABC):
         Returns:
             {"losses": scalars by torchvision's names, means over the images} in training mode, and otherwise
             {"detections": a dict for each image: boxes (n, 4) xyxy in pixels of the image in the batch, scores (n,),
-            labels (n,) class indices}, sorted by descending score.
+            labels (n,) class indices and, of a detector with masks, masks (n, 1, h, w) as probabilities}, sorted by
+            descending score.
         """
         unpadded = list(images)
         if sizes is not None:

@@ -18,12 +18,13 @@ from common.errors import UserError
 from common.machine.device import full_precision
 from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.linear import Linear
-from common.nn.resnet import ARCHITECTURES, BackboneOptions, PyramidBackbone
+from common.nn.resnet import ARCHITECTURES, BackboneOptions, FeatureMap, PyramidBackbone
 from common.types import Fraction, Layers, Positive
 from detr.models import levels
 from detr.models.deformable_attention import DeformableAttention, References
 from detr.models.detector import BoxHead
 from detr.models.levels import SamplingOptions, SinePositionOptions
+from detr.models.mask_head import MaskHead, MaskInput
 from detr.models.proposals import ProposalHead, Proposals, select_best
 from detr.models.query_detector import Image, Outputs, Queries, QueryDetector, refuse_hints
 from detr.models.reference_boxes import boxes_from, encode_boxes
@@ -65,6 +66,8 @@ class DeformableDetector(QueryDetector):
         auxiliary: bool,
         official_padding: bool,
         logits: int | None = None,
+        masks: bool = False,
+        frozen: bool = False,
     ):
         """Build the network.
 
@@ -73,6 +76,8 @@ class DeformableDetector(QueryDetector):
         two_stage: whether the queries are the memory tokens that most probably contain an object; needs `refine`.
         official_padding: whether padding affects an image's features, as in the official code.
         logits: the number K' of logits of each query; None = one for each class and one for "no object".
+        masks: whether the queries also predict masks, from the backbone's last map and those before it.
+        frozen: whether only the mask head is trained.
         """
         super().__init__()
         self.logits = classes + 1 if logits is None else logits
@@ -87,7 +92,8 @@ class DeformableDetector(QueryDetector):
         self.width, self.auxiliary, self.guided = width, auxiliary, refine
         self.sampling, self.position_options = sampling, positions
         self.query_count, self.official_padding = queries, official_padding
-        self.backbone = PyramidBackbone(backbone, official_padding=official_padding, count=sampling.maps)
+        count = None if masks else sampling.maps
+        self.backbone = PyramidBackbone(backbone, official_padding=official_padding, count=count)
         self.project = levels.Projections(self.backbone, sampling, width)
         self.level_embedding = nn.Parameter(torch.randn(sampling.levels, width))
         blocks = BlockOptions(
@@ -108,6 +114,10 @@ class DeformableDetector(QueryDetector):
         self._add_queries(queries, two_stage)
         self._add_heads(self.logits, decoder_layers, two_stage)
         self._initialise()
+        channels = self.backbone.map_channels[:-1]
+        self.mask_head = MaskHead(width, heads, channels, official_padding) if masks else None
+        if frozen:
+            self.freeze()
 
     def _add_queries(self, queries: int, two_stage: bool) -> None:
         width = self.width
@@ -166,8 +176,8 @@ class DeformableDetector(QueryDetector):
 
         `sizes` (B, 2) holds the images' heights and widths without padding; None = no padding.
         """
-        maps = self.backbone(images, sizes)
-        maps = self.project(maps, self.backbone, images.shape[-2:], sizes)
+        backbone_maps = self.backbone(images, sizes)
+        maps = self.project(backbone_maps[-self.sampling.maps :], self.backbone, images.shape[-2:], sizes)
         memory, real = levels.concatenate(maps)  # (B, M, C), (B, M) or None
         dtype = torch.promote_types(self.level_embedding.dtype, torch.float32)
         geometry = levels.geometry(maps, dtype)
@@ -180,7 +190,15 @@ class DeformableDetector(QueryDetector):
         guide = References(geometry.scaled(geometry.centres), geometry.shapes)
         memory = self.encoder(memory, positions=positions, may_look=may_look, guide=guide)
         maps_of_levels = [features for features, _, _ in maps]
-        return Image(Memory(memory, memory, may_look), maps_of_levels, geometry.centres, geometry)
+        mask_input = None if self.mask_head is None else self._mask_input(backbone_maps, maps, memory)
+        return Image(Memory(memory, memory, may_look), maps_of_levels, geometry.centres, geometry, mask_input)
+
+    def _mask_input(self, backbone_maps: list[FeatureMap], maps: list[FeatureMap], memory: Tensor) -> MaskInput:
+        """Select what the mask head reads: the backbone's last map is the level that was projected from it."""
+        last = self.sampling.maps - 1
+        shapes = [each.features.shape[-2:] for each in maps]
+        tokens = memory.split([height * width for height, width in shapes], 1)[last]  # (B, H' W', C)
+        return MaskInput(backbone_maps[:-1], maps[last], tokens.mT.unflatten(-1, shapes[last]))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Create queries (B, Q, C) from learned embeddings or, in two stages, from proposals; `hints` must be None."""

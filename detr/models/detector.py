@@ -13,8 +13,9 @@ from common.errors import UserError
 from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
-from common.nn.resnet import Backbone, BackboneOptions
+from common.nn.resnet import BackboneOptions, FeatureMap, PyramidBackbone
 from common.types import Fraction, Layers, Positive, PositiveFloat
+from detr.models.mask_head import MaskHead, MaskInput
 from detr.models.query_detector import Image, Outputs, Queries, QueryDetector, refuse_hints
 
 
@@ -59,17 +60,21 @@ class Detector(QueryDetector):
         auxiliary: bool,
         official_padding: bool,
         logits: int | None = None,
+        masks: bool = False,
+        frozen: bool = False,
     ):
         """Build the network.
 
         official_padding: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
         logits: the number K' of logits of each query; None = one for each class and one for "no object".
+        masks: whether the queries also predict masks (section 4.4).
+        frozen: whether only the mask head is trained.
         """
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
         self.width, self.auxiliary, self.position_options = width, auxiliary, positions
-        self.backbone = Backbone(backbone, official_padding=official_padding)
+        self.backbone = PyramidBackbone(backbone, official_padding=official_padding, count=None if masks else 1)
         self.project = nn.Conv2d(self.backbone.channels, width, 1)
         self.positions = Learned2d(width) if positions.kind == "learned" else None
         blocks = BlockOptions(
@@ -89,6 +94,10 @@ class Detector(QueryDetector):
         for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        channels = self.backbone.map_channels[:-1]
+        self.mask_head = MaskHead(width, heads, channels, official_padding) if masks else None
+        if frozen:
+            self.freeze()
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
         """Encode images (B, 3, H, W) to the memory (B, M, C) of M = H' W' positions.
@@ -96,7 +105,7 @@ class Detector(QueryDetector):
         H' and W' are the height and width of the backbone's last feature map. `sizes` (B, 2) holds the images' heights
         and widths without padding; None = no padding.
         """
-        features, real = self.backbone(images, sizes)  # (B, C', H', W')
+        *finer_maps, (features, real, stride) = self.backbone(images, sizes)
         features = self.project(features)  # (B, C, H', W')
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
         memory = features.flatten(2).transpose(1, 2)  # (B, C, H', W') -> (B, M, C)
@@ -104,7 +113,11 @@ class Detector(QueryDetector):
         if self.position_options.at_input:
             memory = memory + positions
         memory = self.encoder(memory, positions=positions, may_look=may_look)
-        return Image(Memory(memory + positions, memory, may_look))
+        image = Image(Memory(memory + positions, memory, may_look))
+        if self.mask_head is None:
+            return image
+        projected = FeatureMap(features, real, stride)
+        return image._replace(mask_input=MaskInput(finer_maps, projected, memory.mT.unflatten(-1, features.shape[-2:])))
 
     def memory_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return H' and W' of the memory of images with this height and width in pixels."""

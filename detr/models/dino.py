@@ -61,6 +61,8 @@ class Dino(DeformableDetector):
         auxiliary: bool,
         official_padding: bool,
         logits: int | None = None,
+        masks: bool = False,
+        frozen: bool = False,
     ):
         """Build the network.
 
@@ -68,6 +70,8 @@ class Dino(DeformableDetector):
             3.4), or learned. Their contents are learned in both cases.
         official_padding: whether padding affects an image's features, as in the official code.
         logits: the number K' of logits of each query; None = one for each class and one for "no object".
+        masks: whether the queries also predict masks, from the backbone's last map and those before it.
+        frozen: whether only the mask head is trained.
         """
         super().__init__(
             classes=classes,
@@ -87,6 +91,7 @@ class Dino(DeformableDetector):
             auxiliary=auxiliary,
             official_padding=official_padding,
             logits=logits,
+            masks=masks,
         )
         self.classes, self.pre_norm = classes, pre_norm
         # The decoder's final norm, which `read` applies: official DINO refines boxes by the states before this norm.
@@ -95,6 +100,8 @@ class Dino(DeformableDetector):
         self.label_embedding = nn.Embedding(classes + 1, width)  # as in official files; the last row is never used
         for layer in (self.position_head[0], self.position_head[2]):
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        if frozen:
+            self.freeze()
 
     def _add_queries(self, queries: int, two_stage: bool) -> None:
         self.queries = nn.Embedding(queries, self.width)
@@ -170,6 +177,10 @@ class Dino(DeformableDetector):
         boxes = boxes_from(deltas, guide.tracked, EPS)
         references = boxes_from(deltas if self.pre_norm else self.box_head(x), guide.references, EPS)
         return {"logits": self.class_head(normalised), "boxes_cxcywh": boxes, "references": references}
+
+    def read_masks(self, x: Tensor, image: Image) -> Tensor:
+        """See QueryDetector; `decoder.norm` is the identity."""
+        return super().read_masks(self.norm(x), image)
 
     def follow(self, guide: BoxGuide, outputs: Outputs) -> BoxGuide:  # type: ignore[override]
         """Let the next layer refine this layer's boxes (B, Q, 4), without gradients through them."""

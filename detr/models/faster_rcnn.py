@@ -1,12 +1,14 @@
 """Faster R-CNN: a network proposes regions of an image, and a second one classifies each region and refines its box.
 
-Ren et al. 2015, "Faster R-CNN", arXiv 1506.01497, with a feature pyramid (Lin et al. 2017, arXiv 1612.03144). The
-network is torchvision's; see cnn_detector.py.
+Ren et al. 2015, "Faster R-CNN", arXiv 1506.01497, with a feature pyramid (Lin et al. 2017, arXiv 1612.03144), and
+with masks Mask R-CNN (He et al. 2017, arXiv 1703.06870). The networks are torchvision's; see cnn_detector.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchvision.models.detection import faster_rcnn
+from torchvision.models.detection import faster_rcnn, mask_rcnn
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -44,11 +46,23 @@ class RegionOptions:
     sampled: Positive
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """The head that predicts a mask of each detection, in twice the resolution of its input.
+
+    pool: height and width of the features that RoIAlign computes for each detection.
+    channels: numbers of channels of the convolutions; the last number is also that of the upsampled features.
+    """
+
+    pool: Positive
+    channels: list[Positive]
+
+
 class FasterRCNN(CnnDetector):
-    """torchvision's Faster R-CNN with a feature pyramid."""
+    """torchvision's Faster R-CNN with a feature pyramid; with `masks`, its Mask R-CNN."""
 
     background = 1
-    decided_by_data = ("net.roi_heads.box_predictor",)
+    decided_by_data: Sequence[str] = ("net.roi_heads.box_predictor",)
     depends_on_micro_batch = ("Faster R-CNN's random samples of anchors and proposals",)
 
     def __init__(
@@ -62,14 +76,17 @@ class FasterRCNN(CnnDetector):
         regions: RegionOptions,
         detections: DetectionOptions,
         official_padding: bool,
+        masks: MaskOptions | None = None,
     ):
         """Build the network; `width` is the number of channels of the feature pyramid.
+
+        masks: the head for masks; None = the network predicts boxes alone.
 
         Raises UserError if `anchors` do not fit the number of feature maps.
         """
         levels = len(SMALL_STRIDES) if backbone.name == "small" else 4
         pooled = 0 if backbone.name == "small" else 1  # the coarsest map serves proposals only
-        resolution = (regions.pool, regions.pool)
+        resolution, maps = (regions.pool, regions.pool), [str(i) for i in range(levels)]
         net = faster_rcnn.FasterRCNN(
             pyramid(backbone, width, 1, LastLevelMaxPool()),
             rpn_anchor_generator=anchor_generator(anchors, levels + pooled),
@@ -78,7 +95,7 @@ class FasterRCNN(CnnDetector):
             rpn_post_nms_top_n_train=proposals.kept[0],
             rpn_post_nms_top_n_test=proposals.kept[1],
             rpn_batch_size_per_image=proposals.sampled,
-            box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(levels)], resolution, 2),
+            box_roi_pool=MultiScaleRoIAlign(maps, resolution, 2),
             box_head=faster_rcnn.TwoMLPHead(width * regions.pool**2, regions.hidden),
             box_predictor=faster_rcnn.FastRCNNPredictor(regions.hidden, classes + self.background),
             box_score_thresh=detections.threshold,
@@ -89,5 +106,18 @@ class FasterRCNN(CnnDetector):
         net.transform = Unresized()
         last = [net.rpn.head.cls_logits, net.rpn.head.bbox_pred]
         last += [net.roi_heads.box_predictor.cls_score, net.roi_heads.box_predictor.bbox_pred]
+        if masks is not None:
+            _add_masks(net.roi_heads, masks, maps, width, classes + self.background)
+            last.append(net.roi_heads.mask_predictor.mask_fcn_logits)
         super().__init__(net, official_padding=official_padding, last_layers=last)
         self.backbone_options = backbone
+        if masks is not None:
+            self.decided_by_data = (*self.decided_by_data, "net.roi_heads.mask_predictor.mask_fcn_logits")
+
+
+def _add_masks(heads: RoIHeads, options: MaskOptions, maps: list[str], width: int, columns: int) -> None:
+    """Add to torchvision's heads the parts that predict a mask for each class, as its Mask R-CNN does."""
+    channels = options.channels
+    heads.mask_roi_pool = MultiScaleRoIAlign(maps, (options.pool, options.pool), 2)
+    heads.mask_head = mask_rcnn.MaskRCNNHeads(width, channels, 1)
+    heads.mask_predictor = mask_rcnn.MaskRCNNPredictor(channels[-1], channels[-1], columns)

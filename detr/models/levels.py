@@ -100,7 +100,9 @@ class Projections(nn.ModuleList):
                 f"model.sampling.levels={sampling.levels} must be at least model.sampling.maps={sampling.maps}."
             )
         padding = backbone.official_padding
-        super().__init__(Projection(channels, width, 1, padding) for channels in backbone.map_channels)
+        super().__init__(
+            Projection(channels, width, 1, padding) for channels in backbone.map_channels[-sampling.maps :]
+        )
         inputs = [backbone.map_channels[-1], *[width] * extra]
         self.extend(Projection(channels, width, 3, padding) for channels in inputs[:extra])
 

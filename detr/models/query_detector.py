@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from common.nn.blocks import Memory
 from common.nn.resnet import Backbone
 from common.weights.backbones import load_weights
 from detr.models.levels import Geometry
+from detr.models.mask_head import MaskInput
 
 # The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K') with K'
 # logits per row, boxes_cxcywh (B, R, 4) relative to each image, and the outputs of further heads. There are two
@@ -29,6 +30,7 @@ class Image(NamedTuple):
     maps: Sequence[Tensor] = ()  # feature maps (B, C, H, W), highest resolution first; for mask heads
     places: Tensor | None = None  # (1 or B, M, 2) relative x, y of each memory token's centre; for proposals
     geometry: Geometry | None = None  # where the tokens of a multi-scale memory lie in the image
+    mask_input: MaskInput | None = None  # what `mask_head` reads; None = the detector has none
 
 
 class Queries(NamedTuple):
@@ -55,10 +57,15 @@ class QueryDetector(nn.Module, ABC):
     A subclass also sets `decoder`, a stack of blocks with a final norm, and `auxiliary`, which is True if `forward`
     returns the outputs of all decoder layers, and False if it returns only those of the last layer. In training, the
     task may pass `hints`: inputs built from the targets, for denoising queries or prompts.
+
+    If `look` returns a `mask_input`, `mask_head` (detr/models/mask_head.py) computes from it the entry "masks" of the
+    last layer's outputs: mask logits (B, Q, H, W) of the ordinary queries.
     """
 
     # True: the guide of a layer is computed from the outputs of the layer before. False: all layers get the same guide.
     guided: bool = False
+    # True: all weights but those of the mask head are fixed, and dropout is off.
+    frozen: bool = False
     decoder: nn.Module
     auxiliary: bool
 
@@ -118,14 +125,44 @@ class QueryDetector(nn.Module, ABC):
             stacked = self._read(None, torch.stack(states if self.auxiliary else states[-1:]), guide, image)
             outputs = [dict(zip(stacked, layer, strict=True)) for layer in zip(*stacked.values(), strict=True)]
         outputs = _split_hints(queries, outputs if self.auxiliary else outputs[-1:])
+        if image.mask_input is not None:
+            outputs[-1]["masks"] = self.read_masks(states[-1][:, queries.hints :], image)
         return outputs if queries.proposals is None else [{"set": "proposals", **queries.proposals}, *outputs]
+
+    def read_masks(self, x: Tensor, image: Image) -> Tensor:
+        """Compute mask logits (B, Q, H, W) of x (B, Q, C), the last layer's ordinary queries after the final norm."""
+        masks: Tensor = self.mask_head(x, image.mask_input)  # type: ignore[operator]
+        return masks
+
+    def freeze(self) -> None:
+        """Fix all weights but those of the mask head; raises UserError if there is none."""
+        if getattr(self, "mask_head", None) is None:
+            raise UserError("model.frozen=true trains the mask head alone, so it needs model.masks=true.")
+        self.frozen = True
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("mask_head."))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; the frozen part of a detector stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            for name, part in self.named_children():
+                part.train(mode and name == "mask_head")
+        return self
 
     def fetch_weights(self) -> str | None:
         """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
 
         Returns None, and loads nothing, if `model.backbone.weights` is "none" or the detector has no `backbone`. This
         method is called only for a new run that does not start from a checkpoint.
+
+        Raises UserError if the detector is frozen, because its weights must then come from a checkpoint.
         """
+        if self.frozen:
+            raise UserError(
+                "model.frozen=true trains the mask head of a trained detector, and no detector is given; add "
+                "checkpoint=FILE, or give model.frozen=false to train both."
+            )
         backbone = getattr(self, "backbone", None)
         if not isinstance(backbone, Backbone) or backbone.options.weights == "none":
             return None

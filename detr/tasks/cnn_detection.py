@@ -12,6 +12,7 @@ from common.machine.device import compute_dtype
 from common.task import Adopted, Answer, Batch
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
+from detr.evaluation.masks import resize_probabilities
 from detr.importing import torchvision_detectors
 from detr.tasks.detection_task import DetectionTask
 from detr.tasks.prediction import PredictOptions as PredictOptions
@@ -26,12 +27,15 @@ class CnnDetection(DetectionTask):
     evaluation mode, as `detr.models.cnn_detector.CnnDetector` does. The number of detections differs between images.
     """
 
-    def __init__(self, *, data: DetectionData, predict: PredictOptions, evaluator: Evaluator):
+    def __init__(self, *, data: DetectionData, predict: PredictOptions, evaluator: Evaluator, masks: bool = False):
         super().__init__(data=data, predict=predict, evaluator=evaluator)
+        self.masks = masks
+        if masks:
+            self.request_masks()
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Import a detector of torchvision, in which the class index is the COCO category id."""
-        return torchvision_detectors.adopt(tensors)
+        return torchvision_detectors.adopt(tensors, self.masks)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """Return the number of images, by which the losses, which are means over images, are averaged."""
@@ -40,13 +44,18 @@ class CnnDetection(DetectionTask):
     def targets(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Return the objects of each image: boxes (n, 4) xyxy in pixels of the resized image, and labels (n,).
 
-        Boxes with a side below a thousandth of a pixel are left out.
+        With `masks`, also the uint8 masks (n, h, w) of the resized image. Boxes with a side below a thousandth of a
+        pixel are left out.
         """
         pairs = zip(batch["boxes"].split(batch["counts"]), batch["labels"].split(batch["counts"]), strict=True)
         targets = []
         for boxes, labels in pairs:
             keep = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(1)
             targets.append({"boxes": boxes[keep].float(), "labels": labels[keep]})
+            if self.masks:
+                height, width = batch["sizes"][len(targets) - 1].tolist()
+                masks = batch["masks"].split(batch["counts"])[len(targets) - 1]
+                targets[-1]["masks"] = masks[keep][:, :height, :width].byte()
         return targets
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,11 +77,12 @@ class CnnDetection(DetectionTask):
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return a dict for each image: boxes (n, 4) xyxy in pixels of the original image, scores (n,), labels (n,).
 
-        The number n of detections differs between images.
+        With `masks`, also the boolean masks (n, H, W) in pixels of the original image. The number n of detections
+        differs between images.
         """
         detections = model(*self._inputs(model, batch))["detections"]
         scales = (batch["original_sizes"] / batch["sizes"]).flip(1).repeat(1, 2)  # (B, 4) as x y x y
-        return [
+        answers: list[Answer] = [
             {
                 "boxes": d["boxes"].float().cpu() * scale,
                 "scores": d["scores"].float().cpu(),
@@ -80,6 +90,10 @@ class CnnDetection(DetectionTask):
             }
             for d, scale in zip(detections, scales.cpu(), strict=True)
         ]
+        if self.masks:
+            for answer, d, size in zip(answers, detections, batch["original_sizes"].tolist(), strict=True):
+                answer["masks"] = resize_probabilities(d["masks"][:, 0].float(), size).cpu() > 0.5
+        return answers
 
     def _inputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the batch's normalised images (B, 3, H, W), and their sizes (B, 2), on the model's device.

@@ -32,8 +32,17 @@ class DenoisingDetection(Detection):
         predict: PredictOptions,
         evaluator: Evaluator,
         denoising: DenoisingOptions,
+        masks: bool = False,
     ):
-        super().__init__(data=data, queries=queries, loss=loss, matcher=matcher, predict=predict, evaluator=evaluator)
+        super().__init__(
+            data=data,
+            queries=queries,
+            loss=loss,
+            matcher=matcher,
+            predict=predict,
+            evaluator=evaluator,
+            masks=masks,
+        )
         self.denoising = denoising
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:

@@ -20,14 +20,18 @@ from detr.criterion.answers import (
     detections,
     group_by_set,
     logit_count,
+    probabilities,
     query_indices,
     unstack_layers,
 )
 from detr.criterion.boxes import to_cxcywh
+from detr.criterion.masks import resize_logits
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
+from detr.evaluation.masks import instance_masks, panoptic
+from detr.evaluation.panoptic_metric import Segments
 from detr.importing import deformable, dino, official
 from detr.tasks.detection_task import DetectionTask
 from detr.tasks.prediction import PredictOptions as PredictOptions
@@ -39,8 +43,8 @@ class Detection(DetectionTask):
     """The task of object detection: boxes with classes.
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
-    metrics; all packages give identical values. A subclass may add terms and costs to `criterion`, and override `hints`
-    and `answer_sets`.
+    metrics; all packages give identical values. With `masks`, the model also predicts a mask of each object. A subclass
+    may add terms and costs to `criterion`, and override `hints` and `answer_sets`.
     """
 
     offered: ClassVar[tuple[str, ...]] = ("logits",)  # passed to a model if its constructor has this argument
@@ -54,10 +58,19 @@ class Detection(DetectionTask):
         matcher: MatcherOptions,
         predict: PredictOptions,
         evaluator: Evaluator,
+        masks: bool = False,
     ):
         super().__init__(data=data, predict=predict, evaluator=evaluator)
         self.queries, self.classification = queries, loss.classification
-        self.criterion = Criterion(loss, matcher)
+        self.masks = masks
+        if masks:
+            self.request_masks()
+        self.criterion = Criterion(loss, matcher, masks)
+
+    @property
+    def panoptic(self) -> bool:
+        """Whether the model segments whole images: it has masks, and some of its classes are stuff."""
+        return self.masks and any(category.get("isthing") == 0 for category in self.categories)
 
     def model_arguments(self) -> dict[str, Any]:
         """Return the number of classes, without "no object", and the number of logits of each query."""
@@ -68,7 +81,7 @@ class Detection(DetectionTask):
         """Import an official file of DETR, Deformable DETR or DINO; its class index is the COCO category id."""
         if dino.recognises(tensors):
             return dino.adopt(tensors)
-        return deformable.adopt(tensors) if deformable.recognises(tensors) else official.adopt(tensors)
+        return deformable.adopt(tensors) if deformable.recognises(tensors) else official.adopt(tensors, self.masks)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """Return what a batch adds to the divisor of each loss term of each answer set.
@@ -99,7 +112,8 @@ class Detection(DetectionTask):
         counts = constant(batch["counts"], like=batch["boxes"])
         image = torch.repeat_interleave(counts, output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
-        return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
+        targets = Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
+        return targets._replace(masks=batch["masks"], sizes=batch["sizes"]) if self.masks else targets
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
         """Return additional model inputs, which training builds from the targets, and the matches of their outputs.
@@ -177,7 +191,9 @@ class Detection(DetectionTask):
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return a dict for each image: boxes (D, 4) xyxy in pixels of the original image, scores (D,), labels (D,).
 
-        D is the number of queries, or with `detections_per_image` at most that number.
+        D is the number of queries, or with `detections_per_image` at most that number. With `masks`, a dict also has
+        the boolean masks (D, H, W) in pixels of the original image and, if the model has classes of stuff, `segments`
+        (`detr.evaluation.panoptic_metric.Segments`).
 
         With the option `attention`, the answer to a batch of `read` also has `attention`
         (`detr.evaluation.attention.Attended`): what the queries, and the encoder at the centres of boxes, attend to.
@@ -192,10 +208,35 @@ class Detection(DetectionTask):
         scores, labels, boxes = detections(self.classification, last, self.options.detections_per_image)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         columns = {"boxes": boxes * scale, "scores": scores, "labels": labels}
-        if self.options.attention:
+        if self.options.attention or self.masks:
             columns["queries"] = query_indices(self.classification, last, self.options.detections_per_image)
         rows = zip(*(column.cpu() for column in columns.values()), strict=True)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
+        answers = [dict(zip(columns, row, strict=True)) for row in rows]
+        if self.masks:
+            self._add_masks(answers, last, batch)
+        return answers
+
+    def _add_masks(self, answers: list[Answer], outputs: Outputs, batch: Batch) -> None:
+        """Add the masks of the detections and, for a panoptic model, the segments of the images."""
+        shape, logits = batch["images"].shape[-2:], outputs["masks"].float()  # (B, Q, H', W')
+        scores, labels = probabilities(self.classification, outputs["logits"].float()).max(-1)  # (B, Q) each
+        things = [category.get("isthing") != 0 for category in self.categories]
+        for i, answer in enumerate(answers):
+            size, original = batch["sizes"][i].tolist(), batch["original_sizes"][i].tolist()
+            answer["masks"] = instance_masks(
+                logits[i], answer["queries"].to(logits.device), shape, size, original
+            ).cpu()
+            if self.panoptic:
+                ids, segments = panoptic(
+                    scores[i],
+                    labels[i],
+                    resize_logits(logits[i], shape, size),
+                    things,
+                    self.options.panoptic_threshold,
+                    original,
+                )
+                infos = [{**s, "category_id": self.categories[s["label"]]["id"]} for s in segments]
+                answer["segments"] = Segments(ids, infos)
 
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device

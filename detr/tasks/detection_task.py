@@ -6,21 +6,29 @@ from typing import Any, ClassVar, TypedDict
 
 from common.data.names import composed
 from common.errors import UserError
-from common.task import Goal, Split
+from common.task import Goal, Metric, Split
 from common.types import SPLITS
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
+from detr.evaluation.combined_metric import CombinedMetric
+from detr.evaluation.panoptic_metric import PanopticMetric
 from detr.tasks.prediction import DetectionPrediction, PredictOptions
 
 MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
 
 
-class Category(TypedDict):
+class NamedCategory(TypedDict):
     """A class: its category id in COCO's files, and its name."""
 
     id: int
     name: str
+
+
+class Category(NamedCategory, total=False):
+    """A class; in panoptic data, `isthing` is 1 for a thing and 0 for stuff."""
+
+    isthing: int
 
 
 class DetectionState(TypedDict, total=False):
@@ -38,6 +46,7 @@ class DetectionTask(DetectionPrediction):
     metrics; all packages give identical values.
     """
 
+    masks = False  # True: the model predicts masks, too
     goal = Goal("AP", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes",)
     state_schema = DetectionState
@@ -51,7 +60,7 @@ class DetectionTask(DetectionPrediction):
     def categories(self) -> list[dict[str, Any]]:
         """The classes in the order of class indices: the checkpoint's after `restore`, otherwise the data set's."""
         if self._categories is None:
-            self._categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in self.data.categories()]
+            self._categories = [_category(c) for c in self.data.categories()]
         return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
@@ -71,8 +80,25 @@ class DetectionTask(DetectionPrediction):
             )
         self._categories = state["categories"]
 
-    def metric(self, split: Split) -> CocoMetric:
-        """Create a metric for `split`; its ground truth includes crowds and boxes without area.
+    def request_masks(self) -> None:
+        """Ask the data for masks; raises UserError if they have none."""
+        if not hasattr(self.data, "request_masks"):
+            raise UserError(
+                f"data._target_={type(self.data).__name__} has no masks, which task.masks=true needs; give data with "
+                "masks (data=coco, coco_panoptic or shapes), or leave masks out (model.masks=false)."
+            )
+        self.data.request_masks()
+
+    def metric(self, split: Split) -> Metric:
+        """Create a metric for `split`: COCO's, and with masks of panoptic data also the panoptic quality."""
+        coco = self._coco_metric(split)
+        if not self.masks or not any("isthing" in category for category in self.data.categories()):
+            return coco
+        assert hasattr(self.data, "panoptic_truth")
+        return CombinedMetric([coco, PanopticMetric(self.data.panoptic_truth(split))])
+
+    def _coco_metric(self, split: Split) -> CocoMetric:
+        """Create COCO's metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
         or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
@@ -117,3 +143,9 @@ class DetectionTask(DetectionPrediction):
             return lines
         reason = f"the model starts without pretrained weights and there are only {count} training images"
         return [*lines, f"{reason}: {self.from_scratch(MIN_IMAGES_FROM_SCRATCH)}"]
+
+
+def _category(category: dict[str, Any]) -> dict[str, Any]:
+    """Keep of a category what a checkpoint stores."""
+    stored = {"id": int(category["id"]), "name": str(category["name"])}
+    return stored | ({"isthing": int(category["isthing"])} if "isthing" in category else {})

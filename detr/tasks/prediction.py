@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
@@ -27,12 +28,13 @@ from common.types import Fraction, Positive
 from detr.data.protocol import DetectionData
 from detr.evaluation.attention import Attended, attended, record, rows
 from detr.evaluation.attention_pictures import Object, draw_encoder, draw_queries
-from detr.evaluation.pictures import colour, draw
+from detr.evaluation.masks import colours_of, encode, number_pixels
+from detr.evaluation.pictures import colour, draw, tint
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The options of prediction. Of them, evaluation uses only `detections_per_image`.
+    """The options of prediction. Of them, evaluation uses `detections_per_image` and `panoptic_threshold`.
 
     detections_per_image: number of detections of an image, which are then the pairs of a query and a class with the
         highest scores; None = one detection for each query, as in DETR.
@@ -40,6 +42,7 @@ class PredictOptions:
     nms: if two boxes of a class have an IoU above `nms`, the one with the lower score is dropped; None = no box is
         dropped, as in DETR.
     attention: whether pictures of attention are drawn for images, too.
+    panoptic_threshold: minimum score of a query in a panoptic segmentation, in evaluation, too.
     """
 
     threshold: Fraction
@@ -47,6 +50,7 @@ class PredictOptions:
     detections_per_image: Positive | None = None
     nms: Fraction | None = None
     attention: bool = False
+    panoptic_threshold: Fraction = 0.85
 
 
 class DetectionPrediction(ABC):
@@ -68,10 +72,11 @@ class DetectionPrediction(ABC):
     def predict(self, model: nn.Module, input: Any) -> Any:
         """Detect the objects of an image; returns a list of {box, name, score}, the highest score first.
 
-        A box is xyxy in pixels of the image. `input` is an image that `common.data.image_objects.to_image` accepts. For
-        several images, which are given as a list, a folder or a pattern such as photos/*.jpg, the result is a list with
-        one such list per image. Jupyter shows the result as pictures, with the option `attention` as pictures of what
-        the queries attend to. If `input` is a batch (a dict), the result is that of `answers`.
+        A box is xyxy in pixels of the image. A detector with masks also gives `mask`, a boolean array (H, W). `input`
+        is an image that `common.data.image_objects.to_image` accepts. For several images, which are given as a list, a
+        folder or a pattern such as photos/*.jpg, the result is a list with one such list per image. Jupyter shows the
+        result as pictures, with the option `attention` as pictures of what the queries attend to. If `input` is a batch
+        (a dict), the result is that of `answers`.
         """
         if isinstance(input, dict):
             check_batch(input)
@@ -83,8 +88,12 @@ class DetectionPrediction(ABC):
         batch = self.data.collate([self.data.view(image, Path("image"))]) | {"names": ["image"]}
         (answer,) = self.answers(model, batch)
         boxes, labels, scores = self._selected(answer)
-        objects = self._objects(boxes, labels, scores)
-        picture = partial(draw, boxes=boxes, names=[o["name"] for o in objects], scores=scores, labels=labels)
+        objects, masks = self._objects(boxes, labels, scores), self._masks(answer)
+        names = [record["name"] for record in objects]
+        picture = partial(draw, boxes=boxes, names=names, scores=scores, labels=labels, masks=masks)
+        if masks is not None:
+            for record, mask in zip(objects, masks.numpy(), strict=True):
+                record["mask"] = mask
         if "attention" in answer:
             picture = partial(self._draw_attention, answer=answer)
         objects.sort(key=lambda record: -record["score"])
@@ -127,6 +136,9 @@ class DetectionPrediction(ABC):
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line per image.
 
+        With masks, an object also has `mask` (COCO's run-length code), and .masks.png numbers the pixels of the objects
+        from 1, in the order of the JSON file: the number is R + 256 G + 65536 B, and 0 where there is no object. For a
+        panoptic model, .panoptic.png has the ids of `segments` in the JSON file in the same way.
         The frames of a video are written to one video, and their objects to one file with a line of JSON per frame.
         These two files are complete when the iterator of `read` is exhausted. If the answer to an image has
         `attention`, that of the queries is drawn as .attention.png, and that of the encoder as .encoder.png.
@@ -139,6 +151,9 @@ class DetectionPrediction(ABC):
             objects = self._objects(*self._selected(answer))
             for item in objects:
                 item |= {"box": [round(side, 2) for side in item["box"]], "score": round(item["score"], 4)}
+            if (masks := self._masks(answer)) is not None:
+                for item, code in zip(objects, encode(masks), strict=True):
+                    item["mask"] = code
             picture, what = self._draw(image, answer), printable(name)
             if "frames" in batch:
                 frame, video = batch["frames"][i], answer_file(folder, name, ".boxes.mp4")
@@ -146,13 +161,33 @@ class DetectionPrediction(ABC):
                 what += f" frame {frame.number}" + ("" if frame.time is None else f" at {frame.time:.3f} s")
             else:
                 write_picture(picture, answer_file(folder, name, ".boxes.jpg"))  # overwrites no image of the user
-                write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
+                content = {"objects": objects} | self._write_segments(folder, name, image, answer)
+                write_answer(answer_file(folder, name, ".boxes.json"), file.path, content)
+                if masks is not None:
+                    numbers = number_pixels(masks, self._selected(answer)[2])
+                    write_picture(colours_of(numbers), answer_file(folder, name, ".masks.png"))
                 if "attention" in answer:
                     for ending, sheet in self._attention_pictures(image, answer).items():
                         write_picture(sheet, answer_file(folder, name, ending))
             counts = Counter(str(item["name"]) for item in objects)
             summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
             yield f"{what}: {summary} (score >= {self.options.threshold:g})"
+
+    def _write_segments(self, folder: Path, name: str, image: Tensor, answer: Answer) -> dict[str, Any]:
+        """Write the segments of a panoptic answer as ids and as a picture; returns their records for the JSON file."""
+        if "segments" not in answer:
+            return {}
+        ids, segments = answer["segments"]
+        write_picture(colours_of(ids), answer_file(folder, name, ".panoptic.png"))
+        masks = torch.stack([ids == s["id"] for s in segments]) if segments else ids.new_zeros(0, *ids.shape).bool()
+        picture = tint(image, masks, [colour(s["label"]) for s in segments])
+        write_picture(picture, answer_file(folder, name, ".panoptic.jpg"))
+        keys = ("id", "category_id", "area")
+        records = [
+            {**{key: s[key] for key in keys}, "name": self._name(s["label"]), "score": round(s["score"], 4)}
+            for s in segments
+        ]
+        return {"segments": records}
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """Draw the first `count` images of the batch with their boxes, for the log.
@@ -170,7 +205,7 @@ class DetectionPrediction(ABC):
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
         boxes, labels, scores = self._selected(answer)
-        return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
+        return draw(image, boxes, [self._name(label) for label in labels], scores, labels, self._masks(answer))
 
     def _with_attention(
         self, detect: Callable[[nn.Module, Batch], list[Answer]], model: nn.Module, batch: Batch
@@ -223,6 +258,10 @@ class DetectionPrediction(ABC):
         keep = self._kept(answer)
         return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
 
+    def _masks(self, answer: Answer) -> Tensor | None:
+        """Return the masks (n, H, W) of the detections that are drawn and listed; None without masks."""
+        return answer["masks"][self._kept(answer)] if "masks" in answer else None
+
     def _kept(self, answer: Answer) -> Tensor:
         """Return the indices (n,) of the detections that are drawn and listed, in ascending order.
 
@@ -235,5 +274,5 @@ class DetectionPrediction(ABC):
             keep = keep[batched_nms(boxes.float(), scores.float(), labels, self.options.nms).sort().values]
         return keep
 
-    def _name(self, label: Tensor) -> str:
+    def _name(self, label: Tensor | int) -> str:
         return str(self.categories[int(label)]["name"])

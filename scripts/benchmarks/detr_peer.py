@@ -83,7 +83,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             else:
                 tensor *= scales.get(name, 1)
         # The features of a deep random network are nearly the same at all positions; subtract their mean.
-        features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=rng), None)[0])
+        features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=rng), None)[-1].features)
         model.project.bias -= features.mean((0, 2, 3))
     return model
 

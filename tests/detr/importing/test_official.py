@@ -1,6 +1,8 @@
 """Official files: tensor names, parity with an implementation of the official network, and files that are refused."""
 
 import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from common.nn.positions import sine_2d
 from common.nn.resnet import BackboneOptions
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
+from detr.importing.coco_categories import panoptic_categories
 from detr.importing.official import adopt, export
 from detr.models.detector import Detector, PositionOptions
 from detr.tasks.detection import Detection, PredictOptions
@@ -294,3 +297,56 @@ def test_wrappers_and_prefixes_of_training_programs_are_removed(prefix: str, wra
 def test_only_our_detector_is_exported() -> None:
     with pytest.raises(UserError, match=r"patches.weight has no place in the official DETR"):
         export({**detector().state_dict(), "patches.weight": torch.zeros(1)})
+
+
+def test_an_official_panoptic_file_is_read_and_written_with_its_490_tensors() -> None:
+    backbone = BackboneOptions(name="resnet50", weights="none", dilation=False, frozen=2)
+    with torch.device("meta"):
+        ours = Detector(
+            classes=250,
+            backbone=backbone,
+            width=256,
+            heads=8,
+            encoder_layers=6,
+            decoder_layers=6,
+            feedforward=2048,
+            dropout=0.1,
+            pre_norm=False,
+            queries=100,
+            positions=SINE,
+            auxiliary=True,
+            official_padding=False,
+            masks=True,
+        ).state_dict()
+    tensors = export(ours)["model"]
+    assert len(tensors) == 490
+    names = {name for name in tensors if not name.startswith("detr.")}
+    parts = {*(f"lay{i}" for i in range(1, 6)), *(f"gn{i}" for i in range(1, 6)), *(f"adapter{i}" for i in (1, 2, 3))}
+    assert {name.split(".")[1] for name in names if name.startswith("mask_head.")} == parts | {"out_lay"}
+    assert {name for name in names if not name.startswith("mask_head.")} == {
+        f"bbox_attention.{part}_linear.{leaf}" for part in "qk" for leaf in ("weight", "bias")
+    }
+    shapes = {"lay1": (264, 264, 3, 3), "lay5": (16, 32, 3, 3), "adapter1": (128, 1024, 1, 1), "out_lay": (1, 16, 3, 3)}
+    assert {part: tuple(tensors[f"mask_head.{part}.weight"].shape) for part in shapes} == shapes
+    adopted = adopt({"model": tensors}, masks=True)
+    assert not adopted.left_out and len(adopted.task_state["categories"]) == 250
+    assert all(adopted.weights[name] is tensor for name, tensor in ours.items()) and len(adopted.weights) == len(ours)
+    assert len(adopt({"model": tensors}).left_out) == 4 + 2 * 14
+
+
+def test_the_classes_of_an_official_panoptic_file_are_those_of_cocos_panoptic_task() -> None:
+    categories = panoptic_categories()
+    assert [category["id"] for category in categories] == list(range(250))
+    named = [category for category in categories if category["name"] != "N/A"]
+    assert len(named) == 133 and sum(category["isthing"] for category in named) == 80
+    by_id = {category["id"]: category for category in named}
+    assert by_id[18] == {"id": 18, "name": "dog", "isthing": 1}
+    assert by_id[187] == {"id": 187, "name": "sky-other-merged", "isthing": 0}
+
+
+def test_cocos_panoptic_categories_are_those_of_its_json(real_data: Callable[[str], Path]) -> None:
+    path = real_data("coco_panoptic_mini") / "annotations" / "panoptic_val2017.json"
+    stored = json.loads(path.read_text())["categories"]
+    ours = {category["id"]: category for category in panoptic_categories()}
+    assert len(stored) == 133
+    assert all(ours[c["id"]] == {"id": c["id"], "name": c["name"], "isthing": c["isthing"]} for c in stored)

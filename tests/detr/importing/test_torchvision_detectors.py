@@ -1,5 +1,6 @@
 """torchvision's detectors as files: names of tensors, also of earlier versions, classes, and files that are refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from detr.importing.torchvision_detectors import adopt
 
 MODELS = {
     "faster_rcnn_r50_fpn": detection.fasterrcnn_resnet50_fpn,
+    "mask_rcnn_r50_fpn": detection.maskrcnn_resnet50_fpn,
     "retinanet_r50_fpn": detection.retinanet_resnet50_fpn,
     "fcos_r50_fpn": detection.fcos_resnet50_fpn,
     "ssd": detection.ssd300_vgg16,
 }
-WITH_BACKGROUND = ("faster_rcnn_r50_fpn", "ssd")
+WITH_BACKGROUND = ("faster_rcnn_r50_fpn", "mask_rcnn_r50_fpn", "ssd")
 
 
 def tensors(function: Any, **options: Any) -> dict[str, Tensor]:
@@ -33,7 +35,8 @@ def tensors(function: Any, **options: Any) -> dict[str, Tensor]:
 
 def old_name(name: str, key: str) -> str:
     """The name of a tensor in files of torchvision before 0.13, as the published ones are."""
-    if name == "faster_rcnn_r50_fpn":
+    if name in ("faster_rcnn_r50_fpn", "mask_rcnn_r50_fpn"):
+        key = re.sub(r"mask_head\.(\d)\.0\.", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}.", key)
         return key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
     if name == "retinanet_r50_fpn" and "_head.conv." in key:
         head, _, rest = key.partition("_head.conv.")
@@ -48,7 +51,7 @@ def test_a_file_has_exactly_the_tensors_of_our_model(name: str, old: bool) -> No
     content = tensors(MODELS[name])
     if old:
         content = {old_name(name, key): value for key, value in content.items()}
-    adopted = adopt({"model": content} if old else content)
+    adopted = adopt({"model": content} if old else content, masks=name == "mask_rcnn_r50_fpn")
     classes = len(adopted.task_state["categories"])
     with torch.device("meta"):
         ours = build(configure("train", [f"model={name}"])["model"], classes=classes).state_dict()
@@ -68,14 +71,15 @@ def test_a_column_of_the_class_scores_is_a_category_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_the_class_head_there_are_no_classes(name: str) -> None:
-    head = "roi_heads.box_predictor." if name == "faster_rcnn_r50_fpn" else "head.classification_head."
+    head = "roi_heads.box_predictor." if "_rcnn_" in name else "head.classification_head."
     content = {key: value for key, value in tensors(MODELS[name]).items() if not key.startswith(head)}
     assert adopt(content).task_state == {}
 
 
 REFUSED = {
-    "Mask R-CNN": lambda: tensors(detection.maskrcnn_resnet50_fpn),
+    "Keypoint R-CNN": lambda: tensors(detection.keypointrcnn_resnet50_fpn),
     "version 2": lambda: tensors(detection.fasterrcnn_resnet50_fpn_v2),
+    "torchvision's version 2": lambda: tensors(detection.maskrcnn_resnet50_fpn_v2),
     "an official DETR": lambda: {"transformer.encoder.layers.0.norm1.weight": torch.zeros(3)},
     "model.backbone.weights=FILE": lambda: torchvision.models.resnet18(weights=None).state_dict(),
     "something else": lambda: {"weight": torch.zeros(3)},
@@ -169,3 +173,12 @@ def test_ssd_starts_from_the_vgg_that_torchvision_publishes_for_it(
     backbone = model.net.backbone
     assert torch.equal(backbone.features[21].weight, published["features.21.weight"])
     assert torch.equal(backbone.extra[0][5].weight, published["features.28.weight"])
+
+
+def test_the_boxes_of_a_mask_rcnn_make_a_faster_rcnn() -> None:
+    adopted = adopt(tensors(detection.maskrcnn_resnet50_fpn))
+    with torch.device("meta"):
+        ours = build(configure("train", ["model=faster_rcnn_r50_fpn"])["model"], classes=90).state_dict()
+    assert adopted.weights.keys() == ours.keys()
+    heads = [name for name in adopted.left_out if not name.endswith("num_batches_tracked")]
+    assert len(heads) == 12 and all(name.startswith("roi_heads.mask_") for name in heads)

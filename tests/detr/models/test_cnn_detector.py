@@ -15,9 +15,10 @@ from common.config.compose import configure
 from common.data.images import MEAN, STD
 from common.errors import UserError
 
-SMALL = ("faster_rcnn", "retinanet", "fcos")
+SMALL = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
 R50 = {
     "faster_rcnn_r50_fpn": torchvision_detection.fasterrcnn_resnet50_fpn,
+    "mask_rcnn_r50_fpn": torchvision_detection.maskrcnn_resnet50_fpn,
     "retinanet_r50_fpn": torchvision_detection.retinanet_resnet50_fpn,
     "fcos_r50_fpn": torchvision_detection.fcos_resnet50_fpn,
 }
@@ -41,7 +42,7 @@ def randomise(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and "norm" not in name and "bn" not in name:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
-        if any(word in name for word in ("cls_", "bbox_", "module_list")) and parameter.dim() > 1:
+        if any(word in name for word in ("cls_", "bbox_", "module_list", "mask_fcn_logits")) and parameter.dim() > 1:
             parameter.data = torch.randn(parameter.shape, generator=rng) / parameter[0].numel() ** 0.5
 
 
@@ -59,13 +60,16 @@ def padded(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return batch, sizes
 
 
-def objects(*counts: int) -> list[dict[str, Tensor]]:
+def objects(*counts: int, size: tuple[int, int] = (64, 64)) -> list[dict[str, Tensor]]:
+    """Random boxes and, for models that read them, masks of the whole image."""
     rng = torch.Generator().manual_seed(3)
     targets = []
     for count in counts:
         corners = torch.rand(count, 2, generator=rng) * 24
         boxes = torch.cat([corners, corners + 8 + 16 * torch.rand(count, 2, generator=rng)], dim=1)
-        targets.append({"boxes": boxes, "labels": torch.randint(0, CLASSES, (count,), generator=rng)})
+        labels = torch.randint(0, CLASSES, (count,), generator=rng)
+        masks = (torch.rand(count, *size, generator=rng) > 0.4).byte()
+        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
     return targets
 
 
@@ -76,12 +80,16 @@ def assert_same(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], 
         torch.testing.assert_close(our["scores"], their["scores"], rtol=0, atol=tolerance)
         torch.testing.assert_close(our["boxes"], their["boxes"], rtol=0, atol=100 * tolerance)
         assert torch.equal(our["labels"] + shift, their["labels"])
+        assert ("masks" in our) == ("masks" in their)
+        if "masks" in our:
+            assert our["masks"].std() > 0.01
+            torch.testing.assert_close(our["masks"], their["masks"], rtol=0, atol=20 * tolerance)
 
 
 def reference(model: Any, name: str) -> nn.Module:
     """torchvision's own detector with the same weights; its batch norms in evaluation mode are frozen ones."""
     kwargs: dict[str, Any] = {"score_thresh": 0.0, "detections_per_img": 50}
-    if name.startswith("faster"):
+    if name.startswith(("faster", "mask")):
         kwargs = {f"box_{key}": value for key, value in kwargs.items()}
     theirs: nn.Module = R50[name](
         weights=None,
@@ -178,7 +186,8 @@ def test_images_without_objects_have_a_finite_loss(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = built(name).train()
-    torch.stack(list(model(*padded(images((64, 64))), objects(4))["losses"].values())).sum().backward()
+    parts = padded(images((64, 64), (64, 64), (64, 64)))  # one image may sample no anchor of the coarsest map
+    torch.stack(list(model(*parts, objects(4, 4, 4))["losses"].values())).sum().backward()
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
 
@@ -187,8 +196,9 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 def test_under_autocast_anchors_and_last_layers_are_in_full_precision(name: str) -> None:
     model = built(name, *EVERYTHING).eval()
     net = model.net
-    last = net.rpn.head.bbox_pred if name == "faster_rcnn" else net.head.regression_head.bbox_reg
-    generator = net.rpn.anchor_generator if name == "faster_rcnn" else net.anchor_generator
+    with_regions = name in ("faster_rcnn", "mask_rcnn")
+    last = net.rpn.head.bbox_pred if with_regions else net.head.regression_head.bbox_reg
+    generator = net.rpn.anchor_generator if with_regions else net.anchor_generator
     seen: list[Tensor] = []
     last.register_forward_hook(lambda module, inputs, output: seen.append(output))
     generator.register_forward_hook(lambda module, inputs, output: seen.extend(output))

@@ -327,7 +327,7 @@ def test_cross_attention_can_be_recorded_and_is_zero_on_padding() -> None:
     with record_attention(model) as maps:
         model(images, sizes)
     name = "decoder.blocks.1.cross_attention"
-    real = model.backbone(images, sizes)[1].flatten(1)  # (B, M)
+    real = model.backbone(images, sizes)[-1].real.flatten(1)  # (B, M)
     (attention,) = maps[name]  # (B, h, Q, M)
     assert attention.shape == (2, 8, 100, real.shape[1])
     assert not attention.masked_select(~real[:, None, None]).any()
