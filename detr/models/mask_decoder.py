@@ -1,6 +1,7 @@
 """The mask decoder of SAM (Kirillov et al. 2023, arXiv 2304.02643, appendix A): a two-way transformer and its heads."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class TwoWayBlock(nn.Module):
             y: Tensor = self.image_attention(q=q, k=k, v=tokens, may_look=may_look)
             return y
 
-        first = self.residuals[0]
+        first: Any = self.residuals[0]
         tokens = first.norm(attend_to_tokens(tokens)) if self.first else first(tokens, attend_to_tokens)
         tokens = self.residuals[1](tokens, attend_to_image)
         tokens = self.residuals[2](tokens, self.feed_forward)

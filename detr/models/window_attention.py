@@ -80,6 +80,6 @@ class WindowAttention(Attention):
         if self.window == self.side:
             return windows
         size, count = self.window, -(-self.side // self.window)  # S, W
-        x = windows.unflatten(1, (size, size)).unflatten(0, (-1, count, count))  # (B, W, W, S, S, C)
+        x: Tensor = windows.unflatten(1, (size, size)).unflatten(0, (-1, count, count))  # (B, W, W, S, S, C)
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # -> (B, W, S, W, S, C) -> (B, W S, W S, C)
         return x[:, : self.side, : self.side].flatten(1, 2)

@@ -1,5 +1,7 @@
 """Official SAM files: names there and back, refusals, and a file through the door."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -52,3 +54,22 @@ def test_the_export_of_another_model_is_refused() -> None:
     weights = small_sam(torch.float32).state_dict()
     with pytest.raises(UserError, match=r"image_encoder\.0\.weight has no place"):
         sam.export({**weights, "image_encoder.0.weight": torch.zeros(1)})
+
+
+def test_an_official_file_is_read_by_the_door(tmp_path: Path) -> None:
+    from common.train import assembly
+
+    weights = small_sam(torch.float32).state_dict()
+    torch.save(sam.export(weights), tmp_path / "sam.pth")
+    sizes = {
+        "image_size": 48,
+        "patch_size": 8,
+        "width": 16,
+        "mask_channels": 8,
+        **{f"encoder.{k}": v for k, v in {"width": 24, "heads": 3, "layers": 3, "feedforward": 40}.items()},
+        **{"encoder.window": 4, "encoder.global_layers": "[1]"},
+        **{f"decoder.{k}": v for k, v in {"layers": 2, "heads": 2, "feedforward": 32, "iou_hidden": 24}.items()},
+    }
+    overrides = [f"model.{name}={value}" for name, value in sizes.items()]
+    model, _ = assembly.load(tmp_path / "sam.pth", "model=sam_b", "trainer.device=cpu", *overrides)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import UserError
 from common.machine.seeds import generator
 from detr.importing import sam as importing
@@ -131,6 +133,16 @@ def test_a_larger_image_is_refused() -> None:
 def test_a_global_layer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError, match=r"global_layers=\[3\]: the encoder has the blocks 0 to 2"):
         ViTOptions(width=24, heads=3, layers=3, feedforward=40, window=4, global_layers=[3], drop_path=0.0)
+
+
+def test_sam_b_has_the_published_parameters_and_tensors() -> None:
+    """The numbers of sam_vit_b_01ec64.pth."""
+    with torch.device("meta"):
+        model = build(configure("train", ["model=sam_b"])["model"])
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert counts == {"image_encoder": 89_670_912, "prompt_encoder": 6_220, "mask_decoder": 4_058_340}
+    assert sum(counts.values()) == 93_735_472
+    assert len(importing.export(model.state_dict())) == 314
 
 
 def test_layers_hold_every_parameter_once() -> None:
