@@ -33,6 +33,7 @@ from common.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.log"}  # keys without effect in the other doors
+NUMBERS = r"[-+.\deE]+(,[-+.\deE]+)+"  # two or more numbers, without spaces
 # Hydra 1.4 deprecates `version_base`, and its ConfigStore replaces a stored config only with `replace=True`. Hydra 1.3
 # always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
@@ -195,13 +196,18 @@ class Command:
             raise UserError(f"{shorten(longest)}: not understood; it has too many digits or brackets.") from error
 
     def _full(self, argument: str) -> str:
-        """Expand the short name of an option of predict.py: threshold=0.5 becomes task.predict.threshold=0.5."""
-        key = argument.partition("=")[0]
+        """Expand the short name of an option of predict.py: threshold=0.5 becomes task.predict.threshold=0.5.
+
+        Several numbers, as in points=10,20, become a list.
+        """
+        key, _, value = argument.partition("=")
         short = (
             self.door == "predict"
             and key.isidentifier()
             and key not in (*DOOR_KEYS["predict"], *TARGET_SECTIONS, *GROUPS)
         )
+        if short and re.fullmatch(NUMBERS, value):
+            argument = f"{key}=[{value}]"
         return f"task.predict.{argument}" if short else argument
 
     def _add_folder(self, extra: str | None) -> None:

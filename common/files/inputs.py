@@ -28,6 +28,8 @@ ANSWER_PICTURES = {
     ".boxes.mp4": (".boxes.jsonl",),
     ".attention.png": (".classes.json", ".boxes.json"),
     ".encoder.png": (".boxes.json",),
+    ".prompted.jpg": (".prompted.json",),
+    ".prompted.png": (".prompted.json",),
 }
 
 

@@ -89,15 +89,24 @@ class Attention(nn.Module):
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast, norms return fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
+        x = self.attend(q, k, v, may_look=may_look, bias=bias, causal=causal)
+        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, D) -> (B, N, C)
+        return out
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, bias: Tensor | None, causal: bool
+    ) -> Tensor:
+        """Attention of projected queries, keys and values: (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D).
+
+        A subclass may override this method to add a bias that depends on the projected queries.
+        """
         dropout = self.dropout if self.training else 0.0
         if self.recorded_attention is not None:
             self.recorded_attention.append(
                 attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
             )
-        attend = materialised_attention if _is_materialised(q, k) else _fused_attention
-        x = attend(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
-        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, D) -> (B, N, C)
-        return out
+        compute = materialised_attention if _is_materialised(q, k) else _fused_attention
+        return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.

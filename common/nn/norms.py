@@ -1,4 +1,4 @@
-"""Norms that are selected by name, and a GroupNorm for padded maps.
+"""Norms that are selected by name, a LayerNorm for maps, and a GroupNorm for padded maps.
 
 LayerNorm is from Ba et al. 2016 (arXiv 1607.06450), RMSNorm from Zhang and Sennrich 2019 (arXiv 1910.07467), and
 GroupNorm from Wu and He 2018 (arXiv 1803.08494).
@@ -15,6 +15,14 @@ Norm = Literal["layer", "rms"]
 def norm(name: Norm, width: int, eps: float) -> nn.Module:
     """A norm over the last axis, of length `width`, with a learned scale (and for LayerNorm a shift) per channel."""
     return nn.LayerNorm(width, eps=eps) if name == "layer" else nn.RMSNorm(width, eps=eps)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """A LayerNorm over the channels of each position of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MaskedGroupNorm(nn.GroupNorm):

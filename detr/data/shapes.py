@@ -5,7 +5,7 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ class Shapes(Coco):
     """
 
     drawn = True  # a detector learns these pictures without pretrained weights
+    style: ClassVar[str] = ""  # a part of the folder's name, for a subclass with other pictures
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Shapes(Coco):
         self.stuff = stuff
         keys = [DRAWING_VERSION, image_size, train_count, val_count, test_count, seed, int(plain)]
         keys += [STUFF_VERSION] if stuff else []
-        kind_of_set = "-plain" if plain else "-stuff" if stuff else ""
+        kind_of_set = self.style + ("-plain" if plain else "-stuff" if stuff else "")
         self.folder = Path(root) / f"{image_size}px{kind_of_set}-{f'{mix(*keys):016x}'[:8]}"
         train, val, test = (
             Files(images=str(self.folder / split), annotations=str(self.folder / f"{split}.json")) for split in SPLITS
@@ -164,7 +165,7 @@ class Shapes(Coco):
         annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
             rng = np.random.default_rng(mix(self.seed, split, number))
-            pixels, masks, labels = draw(rng, self.image_size, self.plain, self.stuff)
+            pixels, masks, labels = self.draw_picture(rng)
             name = f"{number:06d}.png"
             Image.fromarray(pixels).save(folder / name, compress_level=1)
             images.append({"id": number, "file_name": name, "height": self.image_size, "width": self.image_size})
@@ -180,6 +181,10 @@ class Shapes(Coco):
         path = self.folder / f"panoptic_{split}.json"
         return panoptic_truth(complete(to_coco(read_json(path), path)), path.with_suffix(""))
 
+    def draw_picture(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
+        """Draw a picture; returns its pixels (S, S, 3), and the masks (S, S) and labels of its objects."""
+        return draw(rng, self.image_size, self.plain, self.stuff)
+
 
 def draw(
     rng: np.random.Generator, size: int, plain: bool, stuff: bool = False
@@ -189,7 +194,7 @@ def draw(
     A mask is True where its object is visible. A label is an index in NAMES or, from len(NAMES) on, in the names of
     grounds. With `stuff`, the grounds follow after the shapes, and each pixel belongs to one object.
     """
-    canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else _sample_background(rng, size)
+    canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else sample_background(rng, size)
     grounds: list[NDArray[np.bool_]] = []
     kinds: list[int] = []
     if stuff:
@@ -216,7 +221,7 @@ def _draw_shapes(
         if len(masks) == count:
             break
         label = int(rng.integers(len(NAMES)))
-        coverage = _sample_coverage(rng, size, label)
+        coverage = sample_coverage(rng, size, label)
         mask = coverage > 0.5
         if plain and any((shape & ndimage.binary_dilation(mask, iterations=2)).any() for shape in masks):
             continue
@@ -225,27 +230,32 @@ def _draw_shapes(
         masks = [shape & ~mask for shape in masks] + [mask]
         areas.append(int(mask.sum()))
         labels.append(label)
-        fill = _sample_colour(rng, canvas[mask].mean(axis=0))
+        fill = sample_colour(rng, canvas[mask].mean(axis=0))
         if not plain:
-            fill = fill + _sample_ramp(rng, size, 25.0)
+            fill = fill + sample_ramp(rng, size, 25.0)
         canvas = canvas * (1 - coverage[..., None]) + fill * coverage[..., None]
     if not plain:
         canvas = canvas + rng.normal(0, NOISE_STD, canvas.shape)
     return canvas, masks, labels
 
 
-def _sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
+def sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
     """Sample a shape's scale and position; returns the fraction of each pixel (size, size) that the shape covers."""
-    corners = _corners(label) - _corners(label).min(axis=0)
+    corners = corners_of(label) - corners_of(label).min(axis=0)
     corners *= rng.uniform(size / 6 + 1, size / 2) / corners.max()
     corners += rng.uniform(0, size - corners.max(axis=0))
+    return coverage_of(corners, size)
+
+
+def coverage_of(corners: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return the fraction of each pixel (size, size) that the polygon with these corners (n, 2) x, y covers."""
     image = Image.new("L", (size * SUBPIXELS, size * SUBPIXELS))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners * SUBPIXELS], fill=1)
     coverage: NDArray[np.float64] = np.asarray(image).reshape(size, SUBPIXELS, size, SUBPIXELS).mean(axis=(1, 3))
     return coverage
 
 
-def _corners(label: int) -> NDArray[np.float64]:
+def corners_of(label: int) -> NDArray[np.float64]:
     """Return the corners (n, 2) of the shape NAMES[label], centred at the origin, with radius 1."""
     name = NAMES[label]
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
@@ -255,7 +265,7 @@ def _corners(label: int) -> NDArray[np.float64]:
     return outline
 
 
-def _sample_colour(rng: np.random.Generator, background: NDArray[np.float64]) -> NDArray[np.float64]:
+def sample_colour(rng: np.random.Generator, background: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sample a light colour (3,) at a distance of at least MIN_COLOUR_DISTANCE from `background` (3,)."""
     while True:
         colour = rng.uniform(MIN_COLOUR_LEVEL, 255, 3)
@@ -263,7 +273,7 @@ def _sample_colour(rng: np.random.Generator, background: NDArray[np.float64]) ->
             return colour
 
 
-def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+def sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
     """Sample a background (size, size, 3) of coloured specks, dark on average.
 
     A speck is a 20th to a 10th of the image's side long.
@@ -274,7 +284,7 @@ def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float6
     return 90 + BACKGROUND_CONTRAST * (canvas - 128)
 
 
-def _sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
+def sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
     """Sample a linear change of colour across the picture, (size, size, 3) in levels, which is zero at the centre.
 
     Its absolute value is at most `strength` at the middle of a side, and at most sqrt(2) * `strength` in a corner.

@@ -709,6 +709,14 @@ def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcom
     assert message("input=x", "output=", door="predict").startswith("output has no value")
 
 
+def test_several_numbers_are_a_list_in_a_short_option_of_prediction(start: Callable[..., Outcome]) -> None:
+    arguments = ("model=promptable", "checkpoint=a file.pt", "input=x", "points=10,20.5,3,4", "boxes=-1,2,30,4e1")
+    options = start(*arguments, door="predict", base=lambda file: {}).configs[0]["task"]["predict"]
+    assert options["points"] == [10, 20.5, 3, 4] and options["boxes"] == [-1, 2, 30, 40.0]
+    outcome = start(*arguments[:3], "points=10,left", door="predict", base=lambda file: {})
+    assert outcome.code == 2 and "a list is written [a,b]" in outcome.err
+
+
 def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> None:
     config = checkpoint_config(start)
     arguments = ("checkpoint=a file.pt", "input=photo (1), a=b.jpg", "threshold=0.25")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.machine.seeds import generator
-from common.nn.norms import MaskedGroupNorm, Norm, norm
+from common.nn.norms import LayerNorm2d, MaskedGroupNorm, Norm, norm
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, means of a dozen terms of size one
 
@@ -74,3 +74,13 @@ def test_a_group_norm_is_in_fp32_with_and_without_padding(dtype: torch.dtype) ->
     with torch.autocast("cpu", dtype):
         for real in (None, torch.ones(2, 1, 5, 7, dtype=torch.bool)):
             torch.testing.assert_close(module(x, real), module(x.float(), real), rtol=0, atol=1e-6)
+
+
+def test_a_layer_norm_of_a_map_normalises_the_channels_of_each_position() -> None:
+    module, rng = LayerNorm2d(6, eps=1e-3).double(), generator("maps")
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, generator=rng)
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, generator=rng)
+    mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+    expected = (x - mean) / (variance + 1e-3).sqrt() * module.weight[:, None, None] + module.bias[:, None, None]
+    torch.testing.assert_close(module(x), expected, **EXACT)

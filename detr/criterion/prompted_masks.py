@@ -1,0 +1,81 @@
+"""The loss of promptable masks (Kirillov et al. 2023, arXiv 2304.02643, appendix A): focal, dice and predicted IoU."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.types import Fraction, NonNegativeFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLossOptions:
+    """The weights of the terms, and the parameters of the focal loss (Lin et al. 2017, arXiv 1708.02002)."""
+
+    focal_weight: NonNegativeFloat
+    dice_weight: NonNegativeFloat
+    iou_weight: NonNegativeFloat
+    focal_alpha: Fraction  # weight of an object's cells; that of the other cells is 1 - focal_alpha
+    focal_gamma: NonNegativeFloat
+
+
+class MaskLosses(NamedTuple):
+    """The terms of each of N prompts, in fp32 or more, without their weights."""
+
+    focal: Tensor  # (N,)
+    dice: Tensor  # (N,)
+    iou: Tensor  # (N,) squared error of the predicted IoU
+
+
+def mask_losses(
+    logits: Tensor, predicted_ious: Tensor, targets: Tensor, real: Tensor, options: MaskLossOptions
+) -> MaskLosses:
+    """Compute the terms of N prompts with k masks each; only the mask with the lowest loss counts.
+
+    The error of the predicted IoU is the mean over all k masks. A term of a prompt depends on nothing but this prompt.
+
+    Args:
+        logits: (N, k, M, M).
+        predicted_ious: (N, k).
+        targets: (N, M, M) boolean masks of the objects.
+        real: (N, M, M) boolean, False in the padding of the prompts' images, which does not count.
+        options: weights and parameters.
+    """
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    focal, dice = _focal(wide, targets, real, options), _dice(wide, targets, real)  # (N, k) each
+    best = (options.focal_weight * focal + options.dice_weight * dice).detach().argmin(1, keepdim=True)  # (N, 1)
+    actual = ious(logits > 0, targets, real)
+    squared = (predicted_ious.to(wide.dtype) - actual.to(wide.dtype)).square().mean(1)
+    return MaskLosses(focal.gather(1, best)[:, 0], dice.gather(1, best)[:, 0], squared)
+
+
+def ious(masks: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+    """IoU of k masks with each prompt's object: boolean (N, k, M, M), (N, M, M), (N, M, M) -> (N, k).
+
+    The IoU of two empty masks is 0.
+    """
+    inside, targets = masks & real[:, None], (targets & real)[:, None]
+    both, either = ((a).flatten(2).sum(2) for a in (inside & targets, inside | targets))
+    return both / either.clamp(min=1)
+
+
+def _focal(logits: Tensor, targets: Tensor, real: Tensor, options: MaskLossOptions) -> Tensor:
+    """The focal loss, averaged over the cells in the image: (N, k)."""
+    objects = targets[:, None].to(logits.dtype).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, objects, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability + objects - 2 * probability * objects  # 1 - the probability of the right answer
+    weight = options.focal_alpha * objects + (1 - options.focal_alpha) * (1 - objects)
+    inside = real[:, None].to(logits.dtype)
+    losses = weight * wrong**options.focal_gamma * entropy * inside
+    return losses.flatten(2).sum(2) / inside.flatten(2).sum(2)
+
+
+def _dice(logits: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+    """1 - (2 p . t + 1) / (|p| + |t| + 1) over the cells in the image, with sums |.|: (N, k). Milletari et al. 2016."""
+    probability = logits.sigmoid() * real[:, None]
+    objects = (targets & real)[:, None].to(logits.dtype)
+    both = (probability * objects).flatten(2).sum(2)
+    total = probability.flatten(2).sum(2) + objects.flatten(2).sum(2)
+    return 1 - (2 * both + 1) / (total + 1)
