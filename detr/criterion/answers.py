@@ -21,13 +21,14 @@ Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; s
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; `masks` and `curves` are None if the data have none."""
+    """The T objects of a batch, image after image; `masks`, `curves` and `ends` are None if the data have none."""
 
     counts: list[int]  # number of objects in each image
     labels: Tensor  # (T,) class indices
-    boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image
+    boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image; (T, 0) for lanes
     masks: Tensor | None = None  # (T, H, W)
-    curves: Tensor | None = None  # (T, P, 2) x and y of P points, relative to width and height of the image
+    curves: Tensor | None = None  # (T, P, 3) x and y of P points, relative to the image, and their weights in the loss
+    ends: Tensor | None = None  # (T, 2) y of the upper and of the lower end of a curve, relative to the image
 
     def padded(self) -> "Targets":
         """Convert the tensors (T, ...) to zero-padded (B, N, ...); N is the largest number of objects in an image."""
@@ -40,6 +41,12 @@ class Targets(NamedTuple):
             for values in self[1:]
         ]
         return Targets(self.counts, *tensors)  # type: ignore[arg-type]
+
+    def to(self, dtype: torch.dtype) -> "Targets":
+        """Convert boxes, curves and ends to `dtype`, that of the outputs with which they are compared."""
+        curves = None if self.curves is None else self.curves.to(dtype)
+        ends = None if self.ends is None else self.ends.to(dtype)
+        return self._replace(boxes=self.boxes.to(dtype), curves=curves, ends=ends)
 
 
 class Matches(NamedTuple):
