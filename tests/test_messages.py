@@ -41,6 +41,7 @@ def test_every_key_that_a_message_names_is_a_key_of_a_config():
     choices = [
         ("deformable_detr", "coco"),
         ("dino", "coco"),
+        ("lstr", "tusimple"),
         *(("detr_r50", data) for data in ("coco", "voc", "yolo", "csv")),
         ("detr", "shapes"),
         ("vit", "imagefolder"),

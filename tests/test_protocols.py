@@ -4,6 +4,7 @@ import pytest
 
 from common.config.check import build
 from common.config.compose import configure
+from detr.data.protocol import LaneData
 from seq2seq.data.protocol import TextData
 from seq2seq.tokenizers.bpe import Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
@@ -12,6 +13,7 @@ from vit.data.protocol import ImageData
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
+    ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
 }
 

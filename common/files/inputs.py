@@ -26,6 +26,8 @@ STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"
 ANSWER_PICTURES = {
     ".boxes.jpg": (".boxes.json",),
     ".boxes.mp4": (".boxes.jsonl",),
+    ".lanes.jpg": (".lanes.json",),
+    ".lanes.mp4": (".lanes.jsonl",),
     ".attention.png": (".classes.json", ".boxes.json"),
     ".encoder.png": (".boxes.json",),
     ".prompted.jpg": (".prompted.json",),

@@ -21,13 +21,14 @@ Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; s
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; `masks`, `curves` and `sizes` are None if the task has none."""
+    """The T objects of a batch, image after image; what the task does not have is None."""
 
     counts: list[int]  # number of objects in each image
     labels: Tensor  # (T,) class indices
-    boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image
+    boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image; (T, 0) for lanes
     masks: Tensor | None = None  # (T, H, W), padded to the size of the batch
-    curves: Tensor | None = None  # (T, P, 2) x and y of P points, relative to width and height of the image
+    curves: Tensor | None = None  # (T, P, 3) x and y of P points, relative to the image, and their weights in the loss
+    ends: Tensor | None = None  # (T, 2) y of the upper and of the lower end of a curve, relative to the image
     sizes: Tensor | None = None  # (B, 2) height and width of each image without padding, in pixels; for masks
 
     def padded(self) -> "Targets":
@@ -41,6 +42,12 @@ class Targets(NamedTuple):
             for values in self[1:-1]
         ]
         return Targets(self.counts, *tensors, sizes=self.sizes)  # type: ignore[arg-type, misc]
+
+    def to(self, dtype: torch.dtype) -> "Targets":
+        """Convert boxes, curves and ends to `dtype`, that of the outputs with which they are compared."""
+        curves = None if self.curves is None else self.curves.to(dtype)
+        ends = None if self.ends is None else self.ends.to(dtype)
+        return self._replace(boxes=self.boxes.to(dtype), curves=curves, ends=ends)
 
 
 class Matches(NamedTuple):

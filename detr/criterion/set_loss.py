@@ -89,7 +89,7 @@ class Criterion:
         """
         outputs = stack_layers(layers)
         depth = len(outputs["logits"])  # L
-        targets = targets._replace(boxes=targets.boxes.to(outputs["boxes_cxcywh"].dtype))
+        targets = targets.to(outputs["logits"].dtype)
         matches = match(self.costs, outputs, targets) if matches is None else matches.repeat(depth)
         comparisons = {"all": Comparison(outputs, targets, matches)}
         if any(term.layers == "last" for term in self.terms):

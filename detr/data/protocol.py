@@ -1,4 +1,4 @@
-"""What detection requires of a data set beyond `common.task.Data`."""
+"""What the tasks of this wing require of a data set beyond `common.task.Data`."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -6,10 +6,36 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from common.task import Data, Split
+from detr.data.lane_labels import LaneLabels
 from detr.data.panoptic import PanopticTruth
 
 
-class DetectionData(Data, Protocol):
+class ImageFiles(Data, Protocol):
+    """A data set of images, which also makes samples from users' images.
+
+    The following member is optional and looked up by name; `common.task.OptionalData` lists further ones.
+
+    exif: whether users' images are turned by their EXIF tags; see `common.data.images.read_image`.
+    """
+
+    def view(self, image: Tensor, file: Path) -> dict[str, Any]:
+        """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""
+
+
+class LaneData(ImageFiles, Protocol):
+    """A data set of images with lanes. `collate` returns a batch with the keys of `TuSimple.collate`.
+
+    query_advice(split, queries) is optional: it returns a warning if images of `split` have more lanes than a model has
+    queries.
+    """
+
+    tolerance: float  # horizontal distance up to which a point is right in the metrics, in pixels
+
+    def ground_truth(self, split: Split) -> list[LaneLabels]:
+        """Return the labels of all images of `split`; the id of a sample is its index in this list."""
+
+
+class DetectionData(ImageFiles, Protocol):
     """A data set of images with boxes. `collate` returns a batch with the keys of `detr.data.coco.Coco.collate`.
 
     The following members are optional and looked up by name; `common.task.OptionalData` lists further ones.
@@ -17,7 +43,6 @@ class DetectionData(Data, Protocol):
     query_advice(split, queries): returns a warning if images of `split` have more objects than a detector has queries.
     drawn: True for generated pictures, which a detector learns without pretrained weights.
     augmentation: has `eval_size` and `max_size`, which an exported model records as its preprocessing.
-    exif: whether users' images are turned by their EXIF tags; see `common.data.images.read_image`.
     """
 
     def categories(self) -> list[dict[str, Any]]:
@@ -28,9 +53,6 @@ class DetectionData(Data, Protocol):
 
         The key "annotations" is missing if the split is not labelled.
         """
-
-    def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""
 
 
 class MaskData(DetectionData, Protocol):

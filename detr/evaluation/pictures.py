@@ -51,7 +51,7 @@ def draw(
     order = list(range(len(names))) if scores is None else scores.argsort().tolist()
     if masks is not None:
         image = tint(image, masks[order], [colour(classes[i]) for i in order])
-    picture, factor = _enlarged(image)
+    picture, factor = enlarged(image)
     corners = (boxes.detach().cpu() * factor).round()  # (n, 4), both corners are part of the drawn box
     corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
@@ -86,7 +86,7 @@ class Item(NamedTuple):
     colour: tuple[int, int, int]  # RGB, 0 to 255
 
 
-def _enlarged(image: Tensor) -> tuple[Image.Image, int]:
+def enlarged(image: Tensor) -> tuple[Image.Image, int]:
     """Enlarge an image so that its longer side is at least `MIN_LONGER_SIDE`.
 
     Returns the picture and the factor, which is the smallest integer that suffices.
@@ -106,7 +106,7 @@ def _with_items(picture: Image.Image, items: list[Item]) -> Image.Image:
     shorter, longer = sorted(picture.size)
     font = ImageFont.load_default(size=max(MIN_FONT_SIZE, min(longer // 60, shorter // 16)))
     outline = max(2, longer // 400)
-    sizes = [_label_size(item.text, font) for item in items]
+    sizes = [label_size(item.text, font) for item in items]
     picture = _with_margin(picture, sizes)
     pen = ImageDraw.Draw(picture)
     for item in items:
@@ -142,7 +142,7 @@ def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> 
     return (label_end, box_start) if label_end < box_start else (label_start, box_end)
 
 
-def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+def label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
     """Return the width and height of a label in pixels, including a border of two pixels on each side."""
     _, _, right, bottom = font.getbbox(text)
     return math.ceil(right) + 4, math.ceil(bottom) + 4

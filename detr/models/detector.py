@@ -4,7 +4,7 @@ Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv 2005.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,43 +38,46 @@ class PositionOptions:
     at_input: bool
 
 
-class Detector(QueryDetector):
-    """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
+class FeatureExtractor(Protocol):
+    """A backbone, such as `common.nn.resnet.PyramidBackbone`."""
 
-    decided_by_data = ("class_head",)  # not loaded from a checkpoint with other classes, even if their number is equal
+    channels: int  # of the last feature map
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the last feature map of images with this height and width in pixels."""
+
+    def __call__(self, images: Tensor, sizes: Tensor | None) -> list[FeatureMap]:
+        """Compute the feature maps of images, as `PyramidBackbone.forward` does; only a mask head reads all of them."""
+
+
+class EncoderDecoder(QueryDetector):
+    """DETR without its heads: a backbone, an encoder, a decoder, and learned queries.
+
+    A subclass adds heads, calls `_initialise` at the end of its constructor, and defines `read`.
+    """
+
+    mask_head: MaskHead | None
 
     def __init__(
         self,
+        backbone: FeatureExtractor,
         *,
-        classes: int,
-        backbone: BackboneOptions,
-        width: Positive,
-        heads: Positive,
-        encoder_layers: Layers,
-        decoder_layers: Layers,
-        feedforward: Positive,
-        dropout: Fraction,
+        width: int,
+        heads: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        feedforward: int,
+        dropout: float,
         pre_norm: bool,
-        queries: Positive,
+        queries: int,
         positions: PositionOptions,
         auxiliary: bool,
-        official_padding: bool,
-        logits: int | None = None,
-        masks: bool = False,
-        frozen: bool = False,
     ):
-        """Build the network.
-
-        official_padding: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
-        logits: the number K' of logits of each query; None = one for each class and one for "no object".
-        masks: whether the queries also predict masks (section 4.4).
-        frozen: whether only the mask head is trained.
-        """
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
         self.width, self.auxiliary, self.position_options = width, auxiliary, positions
-        self.backbone = PyramidBackbone(backbone, official_padding=official_padding, count=None if masks else 1)
+        self.backbone = backbone
         self.project = nn.Conv2d(self.backbone.channels, width, 1)
         self.positions = Learned2d(width) if positions.kind == "learned" else None
         blocks = BlockOptions(
@@ -89,15 +92,12 @@ class Detector(QueryDetector):
         self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm)
         self.decoder = Stack(blocks, layers=decoder_layers, final_norm=True, cross=True)
         self.queries = nn.Embedding(queries, width)
-        self.class_head = Linear(width, classes + 1 if logits is None else logits)
-        self.box_head = BoxHead(width)
+        self.mask_head = None
+
+    def _initialise(self) -> None:
         for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        channels = self.backbone.map_channels[:-1]
-        self.mask_head = MaskHead(width, heads, channels, official_padding) if masks else None
-        if frozen:
-            self.freeze()
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
         """Encode images (B, 3, H, W) to the memory (B, M, C) of M = H' W' positions.
@@ -131,13 +131,6 @@ class Detector(QueryDetector):
         queries = self.queries.weight.to(values.dtype).expand(values.shape[0], -1, -1)  # (B, Q, C)
         return Queries(torch.zeros_like(queries), queries)
 
-    def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4).
-
-        K' is the number of logits of a query. Boxes are relative to the width and height of the image.
-        """
-        return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
-
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
         """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in the dtype of the features.
 
@@ -149,6 +142,68 @@ class Detector(QueryDetector):
         learned: Tensor | None = None if self.positions is None else self.positions(real)
         positions = sine_2d(real, self.width, self.position_options.temperature) if learned is None else learned
         return positions.to(features.dtype)
+
+
+class Detector(EncoderDecoder):
+    """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
+
+    decided_by_data = ("class_head",)  # not loaded from a checkpoint with other classes, even if their number is equal
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        backbone: BackboneOptions,
+        width: Positive,
+        heads: Positive,
+        encoder_layers: Layers,
+        decoder_layers: Layers,
+        feedforward: Positive,
+        dropout: Fraction,
+        pre_norm: bool,
+        queries: Positive,
+        positions: PositionOptions,
+        auxiliary: bool,
+        official_padding: bool,
+        logits: int | None = None,
+        masks: bool = False,
+        frozen: bool = False,
+    ):
+        """Build the network.
+
+        official_padding: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
+        logits: the number K' of logits of each query; None = one for each class and one for "no object".
+        masks: whether the queries also predict masks (section 4.4).
+        frozen: whether only the mask head is trained.
+        """
+        maps = PyramidBackbone(backbone, official_padding=official_padding, count=None if masks else 1)
+        super().__init__(
+            maps,
+            width=width,
+            heads=heads,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+            feedforward=feedforward,
+            dropout=dropout,
+            pre_norm=pre_norm,
+            queries=queries,
+            positions=positions,
+            auxiliary=auxiliary,
+        )
+        self.class_head = Linear(width, classes + 1 if logits is None else logits)
+        self.box_head = BoxHead(width)
+        self._initialise()
+        if masks:
+            self.mask_head = MaskHead(width, heads, maps.map_channels[:-1], official_padding)
+        if frozen:
+            self.freeze()
+
+    def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
+        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4).
+
+        K' is the number of logits of a query. Boxes are relative to the width and height of the image.
+        """
+        return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
 
 class BoxHead(nn.Sequential):

@@ -60,6 +60,11 @@ class DetectionTask(DetectionPrediction):
     def categories(self) -> list[dict[str, Any]]:
         """The classes in the order of class indices: the checkpoint's after `restore`, otherwise the data set's."""
         if self._categories is None:
+            if not hasattr(self.data, "categories"):
+                raise UserError(
+                    f"data._target_={type(self.data).__name__} has no boxes with classes; give data=coco or "
+                    "data=shapes, or a model of what the data have (model=lanes)."
+                )
             self._categories = [_category(c) for c in self.data.categories()]
         return self._categories
 

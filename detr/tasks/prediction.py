@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from common.data.image_objects import exif_of, to_image
-from common.data.images import read_image
-from common.data.video import VIDEO_SUFFIXES, read_frames
 from common.errors import UserError
-from common.files.inputs import InputFile, read_each
+from common.files.inputs import InputFile
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, check_batch, draw_on, predict_each
-from common.report.video import VideoAnswers
 from common.task import Answer, Batch
 from common.types import Fraction, Positive
 from detr.data.protocol import DetectionData
@@ -30,6 +26,7 @@ from detr.evaluation.attention import Attended, attended, record, rows
 from detr.evaluation.attention_pictures import Object, draw_encoder, draw_queries
 from detr.evaluation.masks import colours_of, encode, number_pixels
 from detr.evaluation.pictures import colour, draw, tint
+from detr.tasks.image_input import ImageInput, describe_input, is_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class PredictOptions:
     panoptic_threshold: Fraction = 0.85
 
 
-class DetectionPrediction(ABC):
+class DetectionPrediction(ImageInput, ABC):
     """The part of the task `Detection` that predicts for users' inputs."""
 
     data: DetectionData
@@ -99,39 +96,13 @@ class DetectionPrediction(ABC):
         objects.sort(key=lambda record: -record["score"])
         return Records(objects, draw=partial(draw_on, input, exif_of(self.data), picture))
 
-    def read(self, input: str) -> Iterator[Batch]:
-        """Read each image that `input` names, and each frame of a video, as a batch of one image.
-
-        The image is resized as in evaluation. If `input` is a folder or a pattern, files that cannot be read are
-        skipped, and the reasons are added to `unanswered`. If `input` is one file that cannot be read, UserError is
-        raised. Besides the keys of `collate`, a batch has these keys, each with a list of one item:
-
-        names: the name of the input file, from which `show` makes the names of the files that it writes.
-        originals: the image before resizing, uint8 (3, H, W).
-        frames: the `Frame` of a video; this key is missing for an image.
-        videos: the `VideoAnswers` that writes the pictures of the video's frames; this key is missing for an image.
-        """
-        return read_each(input, self._read_batches, self.unanswered, VIDEO_SUFFIXES)
-
     def _read_batches(self, file: InputFile) -> Iterator[Batch]:
-        if file.content is not None or file.path.suffix.lower() not in VIDEO_SUFFIXES:
-            yield self._view(self._read_image(file), file)
-            return
-        if self.options.attention:
+        if self.options.attention and is_video(file):
             raise UserError(
                 f"task.predict.attention=true draws the attention in images, and {file.path} is a video; leave it out, "
                 "or give an image."
             )
-        with closing(VideoAnswers()) as answers:
-            for frame in read_frames(file.path):
-                yield self._view(frame.image, file) | {"frames": [frame], "videos": [answers]}
-
-    def _view(self, image: Tensor, file: InputFile) -> Batch:
-        batch = self.data.collate([self.data.view(image, file.path)])
-        return batch | {"names": [file.name], "originals": [image]}
-
-    def _read_image(self, file: InputFile) -> Tensor:
-        return read_image(file.path, exif=exif_of(self.data), content=file.content)
+        return super()._read_batches(file)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line per image.
@@ -154,11 +125,10 @@ class DetectionPrediction(ABC):
             if (masks := self._masks(answer)) is not None:
                 for item, code in zip(objects, encode(masks), strict=True):
                     item["mask"] = code
-            picture, what = self._draw(image, answer), printable(name)
+            picture = self._draw(image, answer)
             if "frames" in batch:
                 frame, video = batch["frames"][i], answer_file(folder, name, ".boxes.mp4")
                 batch["videos"][i].add(video, file.path, frame, picture, {"objects": objects})
-                what += f" frame {frame.number}" + ("" if frame.time is None else f" at {frame.time:.3f} s")
             else:
                 write_picture(picture, answer_file(folder, name, ".boxes.jpg"))  # overwrites no image of the user
                 content = {"objects": objects} | self._write_segments(folder, name, image, answer)
@@ -171,7 +141,7 @@ class DetectionPrediction(ABC):
                         write_picture(sheet, answer_file(folder, name, ending))
             counts = Counter(str(item["name"]) for item in objects)
             summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
-            yield f"{what}: {summary} (score >= {self.options.threshold:g})"
+            yield f"{describe_input(batch, i, name)}: {summary} (score >= {self.options.threshold:g})"
 
     def _write_segments(self, folder: Path, name: str, image: Tensor, answer: Answer) -> dict[str, Any]:
         """Write the segments of a panoptic answer as ids and as a picture; returns their records for the JSON file."""

@@ -115,6 +115,7 @@ def test_a_folder_that_cannot_be_read_is_listed_and_the_others_are_read(
     "kinds",
     [
         (".boxes.jpg", ".boxes.json"),
+        (".lanes.jpg", ".lanes.json"),
         (".attention.png", ".classes.json"),
         (".attention.png", ".boxes.json"),
         (".encoder.png", ".boxes.json"),
