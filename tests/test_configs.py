@@ -250,7 +250,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
         for key, field in options.fields.items():
             offered = key == "logits"  # by the task, so it is no config key
             # Users' subclasses and their yaml may be older than these.
-            added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
+            added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache", "stuff")
             added |= key in ("attention", "detections_per_image") and options.path.startswith("detr.")
             assert field.required or offered or added, f"{options.path}.{key} has a default"
             nested = (field.annotation, *typing.get_args(field.annotation))

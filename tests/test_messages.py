@@ -42,6 +42,7 @@ def test_every_key_that_a_message_names_is_a_key_of_a_config():
         ("deformable_detr", "coco"),
         ("dino", "coco"),
         *(("detr_r50", data) for data in ("coco", "voc", "yolo", "csv")),
+        ("detr", "shapes"),
         ("vit", "imagefolder"),
     ]
     choices += [("seq2seq", "cldr"), ("seq2seq", "parallel_text"), ("retinanet_r50_fpn", "coco"), ("sam_b", "coco")]

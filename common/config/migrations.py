@@ -61,6 +61,8 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.attention": False,  # no attention was drawn
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
+    # after bbb4d1c
+    "detr.data.shapes.Shapes": {"stuff": False},
     "vit.data.folder.ImageFolder": {
         **{"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},
         "cache": False,

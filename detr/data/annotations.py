@@ -3,23 +3,19 @@
 An invalid file raises a UserError that names the file, the invalid entry and the remedy.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as rle
-
 from common.errors import UserError
+from detr.data import masks
+from detr.data.masks import show
 
 CocoJson = dict[str, Any]  # has the keys images, categories and, if labelled, annotations
 Annotation = dict[str, Any]
 
 MAX_AREA = 1e10  # square pixels; COCOeval's range "all" ends here, so it ignores larger objects
-MAX_OUTLINE = 1e6  # pixels, for a polygon's perimeter and coordinates; pycocotools crashes on much larger polygons
-RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads past the end of an incomplete one
 # Characters that no name may contain: null and lone surrogates. \udc80 to \udcff are allowed, because they stand for
 # bytes that are not UTF-8.
 NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
@@ -43,7 +39,7 @@ def check(
             raise UserError(f'{path} has no list of "{key}", so it is not COCO instances JSON; give such a file.')
         for position, entry in enumerate(coco_json[key]):
             if not isinstance(entry, dict):
-                raise UserError(f'Entry {position} of "{key}" in {path} is {_show(entry)}; expected an object {{...}}.')
+                raise UserError(f'Entry {position} of "{key}" in {path} is {show(entry)}; expected an object {{...}}.')
     for key in ("images", "categories"):
         if not coco_json[key]:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")
@@ -61,7 +57,7 @@ def check(
             if not isinstance(image[key], int) or not 0 < image[key] < 2**31:
                 raise UserError(
                     f'Image {image["id"]} of {path} has no positive "height" and "width" ({key} is '
-                    f"{_show(image[key])}); add them in pixels, without quotes."
+                    f"{show(image[key])}); add them in pixels, without quotes."
                 )
     _check_annotations(coco_json, path)
     valid: CocoJson = coco_json
@@ -69,8 +65,21 @@ def check(
 
 
 def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
-    """Return the classes of a file as a list of {"id", "name"}, sorted by id; a class's index is its position there."""
-    return sorted(({"id": c["id"], "name": c["name"]} for c in coco_json["categories"]), key=lambda c: c["id"])
+    """Return the classes of a file as a list of {"id", "name"}, sorted by id; a class's index is its position there.
+
+    A class also has "isthing", 1 for things and 0 for stuff, if the file states it.
+    """
+    classes = [{key: c[key] for key in ("id", "name", "isthing") if key in c} for c in coco_json["categories"]]
+    return sorted(classes, key=lambda c: c["id"])
+
+
+def things(coco_json: CocoJson) -> CocoJson:
+    """Return a JSON with only the categories that are not stuff ("isthing" 0), and their annotations."""
+    stuff = {category["id"] for category in coco_json["categories"] if category.get("isthing") == 0}
+    countable = {**coco_json, "categories": [c for c in coco_json["categories"] if c["id"] not in stuff]}
+    if "annotations" in coco_json:
+        countable["annotations"] = [a for a in coco_json["annotations"] if a["category_id"] not in stuff]
+    return countable
 
 
 def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
@@ -122,7 +131,7 @@ def area(annotation: Annotation, height: int | None, width: int | None) -> float
         usable: float = annotation["area"]
         return usable
     if annotation.get("area") is not None and height and width:
-        mask_area = _mask_area(annotation.get("segmentation"), height, width)
+        mask_area = masks.area(annotation.get("segmentation"), height, width)
         if mask_area > 0:
             return mask_area
     box_width, box_height = annotation["bbox"][2:]
@@ -131,7 +140,7 @@ def area(annotation: Annotation, height: int | None, width: int | None) -> float
 
 def name_annotation(annotation: Annotation, position: int) -> str:
     """Return an annotation's name for messages: its id or, if it has none, its `position` in the file's list."""
-    return _show(annotation["id"]) if "id" in annotation else f"at position {position}"
+    return show(annotation["id"]) if "id" in annotation else f"at position {position}"
 
 
 def find_id(name: str, categories: Iterable[dict[str, Any]]) -> int | None:
@@ -177,9 +186,9 @@ def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | No
         if id not in listed[key]:
             return f"{verb} {id}, which is not listed; list it"
     if not _is_box(annotation.get("bbox")):
-        return f'has the "bbox" {_show(annotation.get("bbox"))}; expected four numbers x, y, w, h'
+        return f'has the "bbox" {show(annotation.get("bbox"))}; expected four numbers x, y, w, h'
     if _read_crowd(annotation.get("iscrowd")) is None:
-        return f'has the "iscrowd" {_show(annotation["iscrowd"])}; expected 0 or 1'
+        return f'has the "iscrowd" {show(annotation["iscrowd"])}; expected 0 or 1'
     return None
 
 
@@ -189,7 +198,7 @@ def _name_fault(entry: dict[str, Any], key: str) -> str | None:
     if name is None:
         return f'has no "{key}"; add it'
     if not isinstance(name, str) or NO_NAME.search(name) or (key == "file_name" and not PurePath(name).name):
-        return f'has the "{key}" {_show(name)}, which is no name; correct it'
+        return f'has the "{key}" {show(name)}, which is no name; correct it'
     return None
 
 
@@ -210,7 +219,7 @@ def _describe_id(value: Any, key: str) -> str:
     if value is None:
         return f'no "{key}"'
     remarks = {str: ", which is text", list: ", which is a list", int: ", which does not fit 64 bits"}
-    return f'the "{key}" {_show(value)}{remarks.get(type(value), "")}'
+    return f'the "{key}" {show(value)}{remarks.get(type(value), "")}'
 
 
 def _is_box(value: Any) -> bool:
@@ -230,36 +239,3 @@ def _read_crowd(value: Any) -> bool | None:
     if isinstance(value, str):
         return CROWD_TEXTS.get(value.strip().lower())
     return bool(value) if isinstance(value, int | float) and value == value else None  # NaN differs from itself
-
-
-def _mask_area(segmentation: Any, height: int, width: int) -> float:
-    """Return the area of a segmentation (polygons or a run-length code) in square pixels.
-
-    The result is 0 if the segmentation is missing or unreadable.
-    """
-    try:
-        if isinstance(segmentation, list):
-            polygons = [p for p in segmentation if len(p) >= 6 and _outline(p) < MAX_OUTLINE]  # NaN fails
-            code = rle.merge(rle.frPyObjects(polygons, height, width)) if polygons else None
-        elif isinstance(segmentation["counts"], list):
-            code = rle.frPyObjects(segmentation, height, width)
-        else:
-            code = segmentation if RLE_CODE.fullmatch(segmentation["counts"]) else None
-        return float(rle.area(code)) if code else 0.0
-    except Exception:  # pycocotools raises no specific type; `area` then uses the box
-        return 0.0
-
-
-def _outline(polygon: list[float]) -> float:
-    """Return the larger of a polygon's perimeter and its largest absolute coordinate, in pixels.
-
-    The length of an edge is taken in the maximum norm.
-    """
-    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-    return float(max(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum(), np.abs(points).max()))
-
-
-def _show(value: Any) -> str:
-    """Return a value as JSON, shortened to 60 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -32,6 +32,7 @@ class SplitArrays:
     starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] are those of image i
     boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
     labels: NDArray[np.int64]  # (T,) class index
+    positions: NDArray[np.int64]  # (T,) position of each box in the JSON's list "annotations"
     labelled: bool  # whether the JSON has the key "annotations", even with an empty list
     notes: list[str]  # about boxes that were clipped or left out, and fields that were repaired
     doubts: list[str]  # reasons to doubt that the boxes are in COCO's format x, y, width, height
@@ -70,11 +71,12 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
     order = np.flatnonzero(usable)[np.argsort(image_index[usable], kind="stable")]
     return SplitArrays(
         ids=np.array([image["id"] for image in images], dtype=np.int64),
-        files=np.array([_encode(image["file_name"]) for image in images]),
+        files=np.array([encode(image["file_name"]) for image in images]),
         sizes=sizes,
         starts=np.concatenate([[0], np.cumsum(np.bincount(image_index[usable], minlength=len(images)))]),
         boxes=clipped[order],
         labels=labels[order],
+        positions=order,
         labelled="annotations" in coco_json,
         notes=[note for note in notes if note],
         doubts=_doubt_format(xywh, limits),
@@ -111,7 +113,7 @@ def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
         )
     if not renamed:
         return arrays
-    return replace(arrays, files=np.array([_encode(renamed.get(i, name)) for i, name in enumerate(names)]))
+    return replace(arrays, files=np.array([encode(renamed.get(i, name)) for i, name in enumerate(names)]))
 
 
 def decode(name: bytes) -> str:
@@ -119,7 +121,8 @@ def decode(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _encode(name: str) -> bytes:
+def encode(name: str) -> bytes:
+    """Encode a file name for `SplitArrays.files`."""
     # When Python reads a file name, bytes that are not UTF-8 become lone surrogates. JSON that Python writes contains
     # these surrogates.
     return name.encode("utf-8", "surrogateescape")

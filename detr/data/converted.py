@@ -65,6 +65,13 @@ class Converted(Coco, ABC):
         # objects.
         self._converted: dict[Split, tuple[bytes, list[str]]] = {}
 
+    def request_masks(self) -> None:
+        """Raise UserError, because these formats have boxes only."""
+        raise UserError(
+            "The task reads masks, and the annotations of data=voc, data=yolo and data=csv are boxes; give data=coco, "
+            "data=coco_panoptic or data=shapes."
+        )
+
     @abstractmethod
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
         """Read the annotations of `split`, and optionally of other splits.

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from common.types import Split
 
-# The folder of images, and the annotations: COCO instances JSON or, in other formats, a file or a folder.
+# The folder of images, and the annotations: COCO JSON or, in other formats, a file or a folder.
 SplitFiles = tuple[Path, Path]
 
 LAYOUTS = (
     "COCO 2017 (annotations/instances_train2017.json, train2017/, val2017/), Roboflow (train/_annotations.coco.json, "
     "valid/, test/), or train.json, val.json and test.json beside images/"
+)
+PANOPTIC_LAYOUTS = (
+    "COCO 2017 panoptic (annotations/panoptic_train2017.json beside annotations/panoptic_train2017/, train2017/, "
+    "val2017/)"
 )
 
 
@@ -46,12 +50,20 @@ def find_layout(root: Path) -> Layout:
     return Layout(name="COCO 2017", official=True, recognised=False, files=official)
 
 
-def _official(root: Path) -> dict[Split, SplitFiles]:
-    """Return the files of COCO 2017. Its test set is published without labels, so val2017 serves as test."""
+def find_panoptic_layout(root: Path) -> Layout:
+    """Find the panoptic files of COCO 2017 in `root`; `files` always has train and test, as in `find_layout`."""
+    files = _official(root, "panoptic")
+    recognised = any(annotations.exists() for _, annotations in files.values())
+    return Layout(name="COCO 2017 (panoptic)", official=True, recognised=recognised, files=files)
+
+
+def _official(root: Path, kind: str = "instances") -> dict[Split, SplitFiles]:
+    """Return the files of COCO 2017. Its test set is published without labels, so val2017 serves as test.
+
+    `kind` is the first word in the names of the JSON files.
+    """
     folders: dict[Split, str] = {"train": "train2017", "test": "val2017"}
-    return {
-        split: (root / folder, root / "annotations" / f"instances_{folder}.json") for split, folder in folders.items()
-    }
+    return {split: (root / folder, root / "annotations" / f"{kind}_{folder}.json") for split, folder in folders.items()}
 
 
 def _roboflow(root: Path) -> dict[Split, SplitFiles]:

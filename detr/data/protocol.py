@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from common.task import Data, Split
+from detr.data.panoptic import PanopticTruth
 
 
 class DetectionData(Data, Protocol):
@@ -30,3 +31,25 @@ class DetectionData(Data, Protocol):
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""
+
+
+class MaskData(DetectionData, Protocol):
+    """A data set of images with boxes and masks, in which `ground_truth` has a segmentation for each annotation."""
+
+    def request_masks(self) -> None:
+        """Add masks to the samples and batches from now on; a task that reads masks calls this in its constructor.
+
+        A batch then has the key `masks`: bool (T, H, W), aligned with `boxes` and `labels`, where H and W are the
+        height and width of the padded images. Masks are resized to the nearest pixel, and are False in the padding. The
+        mask of an object may be empty, for example after a crop.
+        """
+
+
+class PanopticData(MaskData, Protocol):
+    """A data set of images whose pixels belong to segments: things, which are countable, and stuff.
+
+    The boxes of a sample are those of all segments but crowds. In `categories`, "isthing" is 1 or 0.
+    """
+
+    def panoptic_truth(self, split: Split) -> PanopticTruth:
+        """Return the segments of this split, whose pixels are read on demand."""

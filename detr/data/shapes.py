@@ -13,16 +13,23 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from common.data.opening import read_json
 from common.errors import UserError
 from common.machine.distributed import is_main
 from common.machine.seeds import mix
 from common.task import Split
 from common.types import SPLITS, Positive, Range
+from detr.data.annotations import complete
 from detr.data.coco import Coco, Files
+from detr.data.grounds import NAMES as GROUNDS
+from detr.data.grounds import draw_grounds
+from detr.data.panoptic import PanopticTruth, panoptic_truth
+from detr.data.panoptic_json import to_coco, write_panoptic
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
 DRAWING_VERSION = 3  # increase it when a change of the code changes the pictures
+STUFF_VERSION = 1  # increase it when a change of the code changes only the pictures with stuff
 SUBPIXELS = 4  # along each side of a pixel, for antialiasing
 MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; shapes that are drawn later may hide the rest
 # Factor on the contrast of the background. Below 0.7, thresholding begins to find the shapes
@@ -42,6 +49,9 @@ class Shapes(Coco):
     the shapes. With `plain`, thresholding finds the shapes: the background and each shape have a single colour, shapes
     do not overlap, and there is no noise. The name of the folder contains a hash of the arguments on which the pictures
     depend.
+
+    With `stuff`, the background consists of one or two grounds instead (`detr.data.grounds`), which are objects of the
+    classes of stuff. The annotations then also exist in COCO's panoptic format, for the panoptic quality.
     """
 
     drawn = True  # a detector learns these pictures without pretrained weights
@@ -60,6 +70,7 @@ class Shapes(Coco):
         flip: bool,
         batch_size: Positive,
         cache: bool,
+        stuff: bool = False,
     ):
         """Store the arguments; the pictures are drawn at first use.
 
@@ -74,15 +85,26 @@ class Shapes(Coco):
             flip: whether training images are flipped horizontally with probability 0.5.
             batch_size: images in one optimizer step.
             cache: whether each worker keeps decoded images in memory.
+            stuff: whether the background consists of grounds, which are segments of stuff. It has a default, because
+                users' older config files lack it.
+
+        Raises UserError if both `plain` and `stuff` are True.
         """
+        if plain and stuff:
+            raise UserError(
+                "data.plain=true has a background of one colour, and data.stuff=true has grounds; give one."
+            )
         self.image_size = image_size
         self.train_count = train_count
         self.test_count = test_count
         self.seed = seed
         self.plain = plain
         self.flip = flip
+        self.stuff = stuff
         keys = [DRAWING_VERSION, image_size, train_count, val_count, test_count, seed, int(plain)]
-        self.folder = Path(root) / f"{image_size}px{self.style}{'-plain' if plain else ''}-{f'{mix(*keys):016x}'[:8]}"
+        keys += [STUFF_VERSION] if stuff else []
+        kind_of_set = "-plain" if plain else "-stuff" if stuff else self.style
+        self.folder = Path(root) / f"{image_size}px{kind_of_set}-{f'{mix(*keys):016x}'[:8]}"
         train, val, test = (
             Files(images=str(self.folder / split), annotations=str(self.folder / f"{split}.json")) for split in SPLITS
         )
@@ -129,6 +151,8 @@ class Shapes(Coco):
                 (temporary / split).mkdir(parents=True)
                 coco_json = self._draw_split(split, count, temporary / split)
                 (temporary / f"{split}.json").write_text(json.dumps(coco_json))
+                if self.stuff:
+                    write_panoptic(coco_json, temporary / f"panoptic_{split}.json")
             temporary.rename(self.folder)
         except OSError as error:
             if not self.folder.exists():  # otherwise another process finished the same pictures first
@@ -147,22 +171,48 @@ class Shapes(Coco):
             images.append({"id": number, "file_name": name, "height": self.image_size, "width": self.image_size})
             for mask, label in zip(masks, labels, strict=True):
                 annotations.append(_annotation(len(annotations) + 1, number, mask, label))
-        categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(NAMES, 1)]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {"images": images, "annotations": annotations, "categories": _categories(self.stuff)}
+
+    def panoptic_truth(self, split: Split) -> PanopticTruth:
+        """Return the segments of `split`; raises UserError if the pictures have no stuff."""
+        if not self.stuff:
+            raise UserError("data.stuff=false draws no stuff, which the panoptic quality needs; give data.stuff=true.")
+        self.prepare()
+        path = self.folder / f"panoptic_{split}.json"
+        return panoptic_truth(complete(to_coco(read_json(path), path)), path.with_suffix(""))
 
     def draw_picture(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
         """Draw a picture; returns its pixels (S, S, 3), and the masks (S, S) and labels of its objects."""
-        return draw(rng, self.image_size, self.plain)
+        return draw(rng, self.image_size, self.plain, self.stuff)
 
 
 def draw(
-    rng: np.random.Generator, size: int, plain: bool
+    rng: np.random.Generator, size: int, plain: bool, stuff: bool = False
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
-    """Draw a picture; returns its pixels (size, size, 3), and the masks (size, size) and labels of its shapes.
+    """Draw a picture; returns its pixels (size, size, 3), and the masks (size, size) and labels of its objects.
 
-    A mask is True where its shape is visible. A label is an index in NAMES.
+    A mask is True where its object is visible. A label is an index in NAMES or, from len(NAMES) on, in the names of
+    grounds. With `stuff`, the grounds follow after the shapes, and each pixel belongs to one object.
     """
     canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else sample_background(rng, size)
+    grounds: list[NDArray[np.bool_]] = []
+    kinds: list[int] = []
+    if stuff:
+        canvas, grounds, kinds = draw_grounds(rng, size, canvas)
+    canvas, masks, labels = _draw_shapes(rng, canvas, plain)
+    covered = np.any(masks, axis=0)
+    for ground, kind in zip(grounds, kinds, strict=True):
+        if (visible := ground & ~covered).any():
+            masks.append(visible)
+            labels.append(len(NAMES) + kind)
+    return canvas.clip(0, 255).round().astype(np.uint8), masks, labels
+
+
+def _draw_shapes(
+    rng: np.random.Generator, canvas: NDArray[np.float64], plain: bool
+) -> tuple[NDArray[np.float64], list[NDArray[np.bool_]], list[int]]:
+    """Draw one to five shapes and, unless `plain`, noise; returns the canvas, and the shapes' masks and labels."""
+    size = len(canvas)
     masks: list[NDArray[np.bool_]] = []
     areas: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
@@ -186,7 +236,7 @@ def draw(
         canvas = canvas * (1 - coverage[..., None]) + fill * coverage[..., None]
     if not plain:
         canvas = canvas + rng.normal(0, NOISE_STD, canvas.shape)
-    return canvas.clip(0, 255).round().astype(np.uint8), masks, labels
+    return canvas, masks, labels
 
 
 def sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
@@ -243,6 +293,17 @@ def sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray
     angle = rng.uniform(0, 2 * np.pi)
     ramp: NDArray[np.float64] = (x * np.cos(angle) + y * np.sin(angle))[..., None]
     return ramp * rng.uniform(-strength, strength, 3)
+
+
+def _categories(stuff: bool) -> list[dict[str, Any]]:
+    shapes: list[dict[str, Any]] = [{"id": i, "name": n, "supercategory": "shape"} for i, n in enumerate(NAMES, 1)]
+    if not stuff:
+        return shapes
+    grounds = enumerate(GROUNDS, len(NAMES) + 1)
+    return [
+        *({**category, "isthing": 1} for category in shapes),
+        *({"id": i, "name": name, "supercategory": "ground", "isthing": 0} for i, name in grounds),
+    ]
 
 
 def _annotation(number: int, image: int, mask: NDArray[np.bool_], label: int) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 The horizontal flip is taken from the official code. Every random choice is sampled from the argument `generator`. The
 data loader seeds the generator with (seed, epoch, index), so the augmentation of a sample depends on nothing else.
-Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
+Boxes (`tv_tensors.BoundingBoxes`, xyxy in pixels of their image) and masks (`tv_tensors.Mask`) are transformed with
+their image.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
 from common.errors import UserError
 from common.types import Side
@@ -47,34 +48,63 @@ def as_bounding_boxes(image: Tensor, boxes: Tensor) -> BoundingBoxes:
     return BoundingBoxes(boxes.reshape(-1, 4), format=BoundingBoxFormat.XYXY, canvas_size=size)
 
 
-def augment(
-    image: Tensor, boxes: BoundingBoxes, labels: Tensor, options: Augmentation, generator: torch.Generator | None
-) -> tuple[Tensor, BoundingBoxes, Tensor]:
-    """Augment image uint8 (3, H, W), boxes (n, 4) and labels (n,); without a generator, resize as in evaluation.
+class Objects(NamedTuple):
+    """The n objects of an image of H x W pixels; `masks` is None for a task that reads no masks."""
 
-    A crop may leave fewer boxes, or none.
+    boxes: BoundingBoxes  # (n, 4) xyxy in pixels
+    labels: Tensor  # (n,) class indices
+    masks: Mask | None = None  # uint8 (n, H, W), 1 in the object
+
+    def flip(self) -> "Objects":
+        """Mirror the objects at the vertical axis of the image."""
+        masks = None if self.masks is None else functional.horizontal_flip(self.masks)
+        return Objects(functional.horizontal_flip(self.boxes), self.labels, masks)
+
+    def resize(self, shape: list[int]) -> "Objects":
+        """Scale the objects to an image of the height and width `shape`; a mask takes the nearest pixel's value."""
+        masks = None if self.masks is None else functional.resize(self.masks, shape)
+        return Objects(functional.resize(self.boxes, shape), self.labels, masks)
+
+    def crop(self, top: int, left: int, height: int, width: int) -> "Objects":
+        """Clip the objects to a window, and drop those whose boxes become empty.
+
+        An object whose box reaches into the window is kept even if its mask is empty there, as in the official code.
+        """
+        boxes = functional.clamp_bounding_boxes(functional.crop(self.boxes, top, left, height, width))
+        nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        masks = None if self.masks is None else Mask(functional.crop(self.masks, top, left, height, width)[nonempty])
+        visible = BoundingBoxes(boxes[nonempty], format=BoundingBoxFormat.XYXY, canvas_size=(height, width))
+        return Objects(visible, self.labels[nonempty], masks)
+
+
+def augment(
+    image: Tensor, objects: Objects, options: Augmentation, generator: torch.Generator | None
+) -> tuple[Tensor, Objects]:
+    """Augment image uint8 (3, H, W) and its objects; without a generator, resize as in evaluation.
+
+    A crop may leave fewer objects, or none.
     """
     if generator is None or options.kind == "none":
-        return *resize(image, boxes, options.eval_size, options.max_size), labels
+        return resize(image, objects, options.eval_size, options.max_size)
     if torch.rand((), generator=generator) < 0.5:
-        image, boxes = functional.horizontal_flip(image), functional.horizontal_flip(boxes)
+        image, objects = functional.horizontal_flip(image), objects.flip()
     if options.kind == "detr" and torch.rand((), generator=generator) < 0.5:
         # As in the official code, `max_size` does not apply before the crop.
-        image, boxes = resize(image, boxes, _sample_choice(options.middle_sizes, generator), None)
-        image, boxes, labels = random_size_crop(image, boxes, labels, options.crop, generator)
-    return *resize(image, boxes, _sample_choice(options.sizes, generator), options.max_size), labels
+        image, objects = resize(image, objects, _sample_choice(options.middle_sizes, generator), None)
+        image, objects = random_size_crop(image, objects, options.crop, generator)
+    return resize(image, objects, _sample_choice(options.sizes, generator), options.max_size)
 
 
-def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
-    """Resize `image` (3, H, W) and its boxes, so that the shorter side has `size` pixels.
+def resize(image: Tensor, objects: Objects, size: int, max_size: int | None) -> tuple[Tensor, Objects]:
+    """Resize `image` (3, H, W) and its objects, so that the shorter side has `size` pixels.
 
     If the longer side would then exceed `max_size` pixels, the image is resized to this limit instead; None = no limit.
     """
     height, width = image.shape[-2:]
     shape = list(resized_shape(height, width, size, max_size))
     if shape == [height, width]:
-        return image, boxes
-    return functional.resize(image, shape, antialias=True), functional.resize(boxes, shape)
+        return image, objects
+    return functional.resize(image, shape, antialias=True), objects.resize(shape)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
@@ -92,9 +122,9 @@ def resized_shape(height: int, width: int, size: int, max_size: int | None) -> t
 
 
 def random_size_crop(
-    image: Tensor, boxes: BoundingBoxes, labels: Tensor, limits: tuple[int, int], generator: torch.Generator
-) -> tuple[Tensor, BoundingBoxes, Tensor]:
-    """Crop a random window, clip the boxes to it, and drop boxes that become empty, with their labels.
+    image: Tensor, objects: Objects, limits: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Objects]:
+    """Crop a random window, clip the objects to it, and drop those whose boxes become empty.
 
     `limits` are the smallest and the largest side of the window, in pixels.
 
@@ -106,9 +136,7 @@ def random_size_crop(
     top, left = _sample_integer(0, full_height - height, generator), _sample_integer(0, full_width - width, generator)
     image = functional.crop(image, top, left, height, width)
     image = image[None].contiguous(memory_format=torch.channels_last)[0]  # resizing a strided crop takes twice as long
-    boxes = functional.clamp_bounding_boxes(functional.crop(boxes, top, left, height, width))
-    nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return image, as_bounding_boxes(image, boxes[nonempty]), labels[nonempty]
+    return image, objects.crop(top, left, height, width)
 
 
 def _sample_integer(low: int, high: int, generator: torch.Generator) -> int:

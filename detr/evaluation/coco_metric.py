@@ -31,7 +31,8 @@ class CocoMetric:
     After a call of `restrict`, fewer images are evaluated.
 
     Args:
-        ground_truth: the split's COCO JSON, including crowds and boxes without area.
+        ground_truth: the split's COCO JSON, including crowds and boxes without area. Stuff in it (categories with
+            "isthing" 0) and detections of stuff do not count.
         categories: {"id", "name"} by class index.
         evaluator: the package that computes the metrics; all packages give identical values.
 
@@ -42,7 +43,7 @@ class CocoMetric:
         self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
     ) -> None:
         select_evaluator(evaluator)  # a missing package raises its error now, not after the last image
-        self.ground_truth = ground_truth
+        self.ground_truth = annotations.things(ground_truth)
         self.categories = categories
         self.evaluator = evaluator
         self.detections: list[tuple[int, Detections]] = []  # image ids and their detections
@@ -53,8 +54,9 @@ class CocoMetric:
     def update(self, batch: Batch, answers: list[Answer]) -> None:
         """Add the detections of a batch.
 
-        Each answer has boxes (n, 4) xyxy in pixels of the original image, scores (n,), labels (n,) and optionally
-        boolean masks (n, H, W). Raises UserError if a box or a score is not finite.
+        Each answer has boxes (n, 4) xyxy in pixels of the original image, scores (n,) and labels (n,). It may have
+        masks of the size of the original image: bool (n, H, W), or a list of n compressed run-length codes. Raises
+        UserError if a box or a score is not finite.
         """
         for image, answer in zip(batch["ids"], answers, strict=True):
             boxes, scores = answer["boxes"].double().numpy(), answer["scores"].double().numpy()
@@ -145,7 +147,9 @@ class CocoMetric:
         return any(detections.masks is not None for _, detections in self.detections)
 
 
-def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Encode boolean masks (n, H, W) as COCO's compressed run-length codes, with strings for JSON."""
-    column_major = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))  # (H, W, n)
-    return [{"size": code["size"], "counts": code["counts"].decode()} for code in rle.encode(column_major)]
+def _encode(masks: Tensor | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Encode boolean masks (n, H, W) as COCO's compressed run-length codes, with strings for JSON; codes are kept."""
+    if isinstance(masks, Tensor):
+        masks = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))  # (H, W, n)
+    texts = [counts.decode() if isinstance(counts := code["counts"], bytes) else counts for code in masks]
+    return [{"size": code["size"], "counts": text} for code, text in zip(masks, texts, strict=True)]

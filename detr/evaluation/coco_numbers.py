@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
 
 from common.errors import UserError
+from detr.data import masks
 from detr.data.annotations import complete
 from detr.evaluation.coco_evaluators import Dataset, Evaluator, IouType, select_evaluator
 
@@ -143,17 +143,19 @@ def _new_ids(entries: list[dict[str, Any]]) -> dict[Any, int]:
 
 
 def _add_masks(truth: Dataset, originals: list[dict[str, Any]]) -> None:
-    """Add a run-length code to each annotation of `truth`, from the polygons or the code in `originals`."""
-    reader = COCO()
-    reader.imgs = {image["id"]: image for image in truth["images"]}  # for the heights and widths, which polygons lack
+    """Add a run-length code to each annotation of `truth`, from the polygons or the code in `originals`.
+
+    Raises UserError if a segmentation is missing, invalid or wholly outside its image.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     for annotation, original in zip(truth["annotations"], originals, strict=True):
         try:
-            annotation["segmentation"] = reader.annToRLE(annotation | {"segmentation": original.get("segmentation")})
-        except Exception as error:  # pycocotools raises nothing more specific
+            annotation["segmentation"] = masks.encode(original.get("segmentation"), *sizes[annotation["image_id"]])
+        except masks.MaskFault as fault:
             raise UserError(
-                f"annotation {original.get('id')} of image {original['image_id']}: its segmentation is missing or "
-                f"cannot be read ({error}); mask numbers need a polygon or run-length code for every annotation."
-            ) from error
+                f"The annotation {original.get('id')} of image {original['image_id']} {fault}; the metrics of masks "
+                "need every mask."
+            ) from None
 
 
 def _to_annotations(

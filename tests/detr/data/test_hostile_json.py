@@ -29,7 +29,13 @@ COCO_JSON: dict[str, Any] = {
     "categories": [{"id": 90, "name": "brush"}, {"id": 4, "name": "aeroplane"}],
     "annotations": [
         {**BOX, "id": 1, "bbox": [10, 5, 20, 10], "segmentation": [[1, 1, 9, 1, 9, 9]]},
-        {**BOX, "id": 2, "bbox": [0.5, 1.5, 3, 4], "image_id": 7},
+        {
+            **BOX,
+            "id": 2,
+            "bbox": [0.5, 1.5, 3, 4],
+            "image_id": 7,
+            "segmentation": {"size": [40, 60], "counts": "Z15aY2"},
+        },
         {**BOX, "id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [5, 2395]}},
     ],
 }
@@ -60,10 +66,12 @@ def altered(choices: random.Random) -> str:
     return "".join(characters[: choices.randrange(len(characters)) if choices.random() < 0.03 else None])
 
 
-def use(config: dict[str, Any], folder: Path) -> None:
+def use(config: dict[str, Any], folder: Path, with_masks: bool) -> None:
     """What a run does with its data: the summary, a step's batch, an evaluation with its files and pictures."""
     data: Any = build(config["data"])
     task: Any = build(config["task"], data=data)
+    if with_masks:
+        data.request_masks()
     "\n".join([*data.summary(), *task.advice(False)]).encode("utf-8", "backslashreplace")
     json.dumps([task.state(), *(data.fingerprint(split) for split in SPLITS)])
     training = [data.sample("train", i, torch.Generator()) for i in range(data.count("train"))]
@@ -71,6 +79,8 @@ def use(config: dict[str, Any], folder: Path) -> None:
     batch = data.collate([data.sample("test", i, None) for i in range(data.count("test"))])
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 5, 30, 15]])
     answer = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.zeros(2, dtype=torch.int64)}
+    if with_masks:
+        answer["masks"] = torch.ones(2, 40, 60, dtype=torch.bool)
     metric = task.metric("test")
     metric.update(batch, [answer] * len(batch["ids"]))
     metric.gather()
@@ -81,7 +91,8 @@ def use(config: dict[str, Any], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_altered_files_end_in_success_or_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_altered_files_end_in_success_or_one_sentence(tmp_path: Path, with_masks: bool) -> None:
     """200 files of one seed. A crash of pycocotools would end the test."""
     for folder in ("images", "out"):
         (tmp_path / folder).mkdir()
@@ -95,7 +106,7 @@ def test_altered_files_end_in_success_or_one_sentence(tmp_path: Path) -> None:
         text = altered(choices)
         (tmp_path / "x.json").write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
-            use(config, tmp_path / "out")
+            use(config, tmp_path / "out", with_masks)
         except UserError as error:
             sentences += 1
             sentence = str(error).replace("a\nb", "")  # a name, which is escaped where it is printed

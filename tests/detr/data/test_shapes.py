@@ -14,8 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import UserError
-from detr.data.shapes import MIN_VISIBLE_FRACTION, NAMES, Shapes, draw
+from common.machine.seeds import mix
+from common.types import SPLITS
+from detr.data.grounds import NAMES as GROUNDS
+from detr.data.shapes import DRAWING_VERSION, MIN_VISIBLE_FRACTION, NAMES, Shapes, draw
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[3] / "configs/data/shapes.yaml").read_text())
 
@@ -110,6 +115,69 @@ def test_a_set_is_drawn_once_and_other_keys_draw_another(tmp_path: Path):
     assert not torch.equal(other_seed.sample("train", 0, None)["image"], first.sample("train", 0, None)["image"])
     # No temporary folders are left.
     assert {folder.name for folder in tmp_path.iterdir()} == {first.folder.name, other_seed.folder.name}
+
+
+def test_pictures_with_stuff_are_another_set_in_which_each_pixel_has_an_object(tmp_path: Path):
+    data, without = shapes(tmp_path, stuff=True), shapes(tmp_path)
+    data.request_masks()
+    assert data.folder != without.folder and data.folder.name.startswith("64px-stuff-")
+    assert [(c["name"], c["isthing"]) for c in data.categories()] == [
+        *((name, 1) for name in NAMES),
+        *((name, 0) for name in GROUNDS),
+    ]
+    assert [c["name"] for c in without.categories()] == list(NAMES)
+    kinds = set()
+    for index in range(6):
+        sample = data.sample("train", index, torch.Generator().manual_seed(index))
+        assert (sample["masks"].sum(0) == 1).all()
+        stuff = sample["labels"] >= len(NAMES)
+        assert 1 <= stuff.sum() <= 2 and 1 <= (~stuff).sum() <= 5
+        kinds |= set(sample["labels"][stuff].tolist())
+        for box, mask in zip(sample["boxes"].tolist(), sample["masks"], strict=True):
+            rows, columns = mask.nonzero().unbind(1)
+            assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert len(kinds) > 1
+
+
+def test_the_instances_and_the_panoptic_files_agree(tmp_path: Path):
+    data = shapes(tmp_path, stuff=True)
+    data.request_masks()
+    for split in SPLITS:
+        truth, instances = data.panoptic_truth(split), quiet_coco(data.ground_truth(split))
+        assert list(truth.sizes) == instances.getImgIds() and not any(s.is_crowd for s in truth.segments[1])
+        for image in truth.sizes:
+            ids, objects = truth.read(image), instances.imgToAnns[image]
+            assert (ids > 0).all() and len(objects) == len(truth.segments[image])
+            for segment, annotation in zip(truth.segments[image], objects, strict=True):
+                assert segment.category == annotation["category_id"] and segment.area == annotation["area"]
+                assert np.array_equal(ids == segment.id, instances.annToMask(annotation))
+
+
+def test_the_panoptic_files_are_read_as_cocos_are(tmp_path: Path):
+    """By the paths of a split, the drawn files are a panoptic data set."""
+    data = shapes(tmp_path, stuff=True)
+    data.count("train")
+    paths = [f"data.train.images={data.folder}/train", f"data.train.annotations={data.folder}/panoptic_train.json"]
+    keys = ["data.val_count=0", "data.augmentation.kind=none", "data.augmentation.eval_size=64"]
+    read = build(configure("train", ["model=detr", "data=coco_panoptic", *paths, *keys])["data"])
+    for each in (data, read):
+        each.request_masks()
+    for index in range(6):
+        ours, theirs = data.sample("train", index, None), read.sample("train", index, None)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("image", "boxes", "labels", "masks"))
+
+
+def test_stuff_needs_a_key_and_excludes_plain_pictures(tmp_path: Path):
+    with pytest.raises(UserError, match=r"data.stuff=false draws no stuff"):
+        shapes(tmp_path).panoptic_truth("val")
+    with pytest.raises(UserError, match=r"data.plain=true .* data.stuff=true"):
+        shapes(tmp_path, stuff=True, plain=True)
+
+
+def test_a_set_without_stuff_has_the_folder_of_earlier_versions(tmp_path: Path):
+    """The name depends on the old keys alone, so that pictures that users have drawn are found again."""
+    keys = [DRAWING_VERSION, 64, 6, 2, 2, 0, 0]
+    assert shapes(tmp_path).folder.name == f"64px-{f'{mix(*keys):016x}'[:8]}"
 
 
 def test_splits_share_no_picture(small: Shapes):

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.tv_tensors import Mask
 
 from common.errors import UserError
-from detr.data.transforms import Augmentation, as_bounding_boxes, augment, random_size_crop, resize, resized_shape
+from detr.data.transforms import (
+    Augmentation,
+    Objects,
+    as_bounding_boxes,
+    augment,
+    random_size_crop,
+    resize,
+    resized_shape,
+)
 
 PAPER = Augmentation(
     kind="detr",
@@ -28,6 +37,12 @@ def generator(seed: int = 0) -> torch.Generator:
 def image_of(height: int, width: int) -> torch.Tensor:
     """Random pixels uint8 (3, height, width)."""
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator())
+
+
+def objects_of(image: torch.Tensor, boxes: list[list[float]], masks: torch.Tensor | None = None) -> Objects:
+    """Objects with the labels 0, 1, ..."""
+    as_boxes = as_bounding_boxes(image, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    return Objects(as_boxes, torch.arange(len(boxes)), None if masks is None else Mask(masks))
 
 
 def reference_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
@@ -56,12 +71,12 @@ def test_sizes_follow_the_reference_rule():
 
 def test_a_thin_strip_keeps_one_pixel():
     image = image_of(2, 900)
-    assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 100)[0].shape == (3, 1, 100)
+    assert resize(image, objects_of(image, []), 64, 100)[0].shape == (3, 1, 100)
 
 
 def test_resizing_agrees_with_pil():
     image = image_of(90, 120)
-    ours, _ = resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 40, 1333)
+    ours, _ = resize(image, objects_of(image, []), 40, 1333)
     pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((53, 40), Image.Resampling.BILINEAR)
     difference = ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(pil)).int()
     assert ours.shape == (3, 40, 53)
@@ -70,7 +85,7 @@ def test_resizing_agrees_with_pil():
 
 def test_an_image_of_the_right_size_is_not_resized():
     image = image_of(64, 64)
-    assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 64)[0] is image
+    assert resize(image, objects_of(image, []), 64, 64)[0] is image
 
 
 def painted(height: int, width: int, boxes: list[list[int]]) -> torch.Tensor:
@@ -92,14 +107,53 @@ def test_boxes_stay_on_their_objects():
     objects = [[10, 20, 210, 180], [300, 40, 620, 400], [60, 250, 280, 460]]
     image = painted(480, 640, objects)
     for seed in range(25):
-        augmented, boxes, labels = augment(
-            image, as_bounding_boxes(image, torch.tensor(objects).float()), torch.arange(3), PAPER, generator(seed)
-        )
-        assert len(boxes) == len(labels) > 0
+        augmented, (boxes, labels, masks) = augment(image, objects_of(image, objects), PAPER, generator(seed))
+        assert masks is None and len(boxes) == len(labels) > 0
         assert min(augmented.shape[1:]) in PAPER.sizes or max(augmented.shape[1:]) == PAPER.max_size
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             # A pixel before the second resizing is at most two after it; an edge is blurred over one of those.
             assert max(abs(x - y) for x, y in zip(bright_area(augmented[label]), box, strict=True)) <= 2
+
+
+def test_masks_stay_on_their_objects_and_change_nothing_else():
+    """After a flip, a crop and two resizings, a mask shows the bright pixels of its object."""
+    objects = [[10, 20, 210, 180], [300, 40, 620, 400], [60, 250, 280, 460]]
+    image = painted(480, 640, objects)
+    for seed in range(25):
+        plain = augment(image, objects_of(image, objects), PAPER, generator(seed))
+        augmented, (boxes, labels, masks) = augment(
+            image, objects_of(image, objects, (image > 0).byte()), PAPER, generator(seed)
+        )
+        assert torch.equal(plain[0], augmented) and torch.equal(plain[1].boxes, boxes)
+        assert torch.equal(plain[1].labels, labels) and type(masks) is Mask and masks.dtype == torch.uint8
+        assert masks.shape == (len(boxes), *augmented.shape[1:])
+        for box, label, mask in zip(boxes.tolist(), labels.tolist(), masks, strict=True):
+            # The nearest pixel and the antialiased edge differ by at most two pixels, after two resizings.
+            assert max(abs(x - y) for x, y in zip(bright_area(mask * 255), box, strict=True)) <= 3
+            assert ((augmented[label] > 127) != mask.bool()).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(61, 97), (13, 20), (80, 33)])
+def test_a_resized_mask_takes_the_pixel_of_the_official_rule(shape: tuple[int, int]):
+    """The official code resizes masks with `interpolate(mode="nearest")`: pixel i is taken from floor(i * scale)."""
+    masks = torch.randint(0, 2, (2, 40, 60), dtype=torch.uint8, generator=generator())
+    image = image_of(40, 60)
+    resized = objects_of(image, [[0, 0, 5, 5]] * 2, masks).resize(list(shape)).masks
+    rows, columns = (
+        torch.arange(new) * old // new for new, old in zip(shape, (40, 60), strict=True)
+    )  # in integers, so without rounding
+    assert resized is not None and torch.equal(resized.as_subclass(torch.Tensor), masks[:, rows][:, :, columns])
+
+
+def test_an_object_whose_mask_is_cropped_away_is_kept_for_its_box():
+    """The mask is the left half of the box, and the window shows the right half."""
+    image = image_of(20, 20)
+    mask = torch.zeros(2, 20, 20, dtype=torch.uint8)
+    mask[0, :, :10] = mask[1, :, :5] = 1
+    boxes, labels, masks = objects_of(image, [[0, 0, 20, 20], [0, 0, 5, 20]], mask).crop(0, 10, 20, 10)
+    assert boxes.tolist() == [[0, 0, 10, 20]] and labels.tolist() == [0]
+    assert masks is not None and masks.shape == (1, 20, 10) and not masks.any()
+    assert boxes.canvas_size == (20, 10)
 
 
 def test_crops_keep_exactly_the_visible_boxes():
@@ -107,30 +161,29 @@ def test_crops_keep_exactly_the_visible_boxes():
     image = painted(100, 100, objects)
     shapes = set()
     for seed in range(50):
-        augmented, boxes, labels = random_size_crop(
-            image, as_bounding_boxes(image, torch.tensor(objects).float()), torch.arange(3), (30, 60), generator(seed)
+        augmented, (boxes, labels, masks) = random_size_crop(
+            image, objects_of(image, objects, (image > 0).byte()), (30, 60), generator(seed)
         )
         shapes.add(tuple(augmented.shape[1:]))
         assert labels.tolist() == [i for i in range(3) if augmented[i].any()]
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             assert box == bright_area(augmented[label])
+        assert masks is not None and torch.equal(masks.as_subclass(torch.Tensor), (augmented[labels] > 0).byte())
     assert all(30 <= side <= 60 for shape in shapes for side in shape) and len(shapes) > 10
 
 
 def test_a_crop_of_a_small_image_keeps_its_short_side():
     image = image_of(20, 500)
-    augmented, *_ = random_size_crop(
-        image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), (384, 600), generator()
-    )
+    augmented, _ = random_size_crop(image, objects_of(image, []), (384, 600), generator())
     assert augmented.shape[1] == 20 and 384 <= augmented.shape[2] <= 500
 
 
 def test_the_result_depends_on_the_generator_alone():
-    image, boxes, labels = image_of(300, 400), torch.tensor([[10.0, 10, 200, 200]]), torch.tensor([3])
+    image = image_of(300, 400)
 
     def run(seed: int) -> torch.Tensor:
         torch.rand(seed)  # the global generator must not matter
-        return augment(image, as_bounding_boxes(image, boxes), labels, PAPER, generator(seed))[0]
+        return augment(image, objects_of(image, [[10, 10, 200, 200]]), PAPER, generator(seed))[0]
 
     assert torch.equal(run(1), run(1))
     assert len({tuple(run(seed).shape) for seed in range(8)}) > 2
@@ -140,26 +193,18 @@ def test_half_of_the_images_are_flipped():
     image = torch.zeros(3, 4, 400, dtype=torch.uint8)
     image[:, :, 200:] = 200  # bright on the right unless flipped
     options = Augmentation(kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4))
-    flips = [
-        augment(image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][
-            0, 0, 0
-        ]
-        > 100
-        for seed in range(400)
-    ]
+    flips = [augment(image, objects_of(image, []), options, generator(seed))[0][0, 0, 0] > 100 for seed in range(400)]
     assert 160 < sum(flips) < 240  # four standard deviations of a fair coin
 
 
 def test_evaluation_and_kind_none_only_resize():
-    image, boxes = image_of(90, 120), torch.tensor([[0.0, 0, 60, 90]])
+    image = image_of(90, 120)
     plain = Augmentation(kind="none", sizes=[1], eval_size=45, max_size=1333, middle_sizes=[1], crop=(1, 1))
     for rng, options in ((None, PAPER), (generator(), plain)):
-        augmented, augmented_boxes, labels = augment(
-            image, as_bounding_boxes(image, boxes), torch.tensor([7]), options, rng
-        )
+        augmented, (boxes, labels, _) = augment(image, objects_of(image, [[0, 0, 60, 90]]), options, rng)
         size = options.eval_size
-        assert augmented.shape[1] == size and labels.tolist() == [7]
-        torch.testing.assert_close(augmented_boxes.tolist()[0], [0.0, 0.0, augmented.shape[2] / 2, float(size)])
+        assert augmented.shape[1] == size and labels.tolist() == [0]
+        torch.testing.assert_close(boxes.tolist()[0], [0.0, 0.0, augmented.shape[2] / 2, float(size)])
 
 
 def test_empty_and_inverted_options_are_refused():

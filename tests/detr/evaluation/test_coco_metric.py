@@ -4,10 +4,12 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pycocotools import mask as rle
 
 from common.errors import UserError
 from detr.evaluation.coco_metric import CocoMetric
@@ -217,6 +219,70 @@ def test_masks_are_evaluated_beside_boxes_and_written(tmp_path):
     assert line.keys() == {"image_id", "category_id", "segmentation", "score"}
     assert line["segmentation"]["size"] == [200, 200] and isinstance(line["segmentation"]["counts"], str)
     assert evaluate_results(ground_truth, [line], "segm").numbers["AP"] == numbers["mask_AP"]
+
+
+@pytest.mark.parametrize("counts", ["bytes", "text"])
+def test_masks_may_be_run_length_codes(counts: str, tmp_path):
+    """They give the numbers and the file of the boolean masks."""
+    ground_truth, answers = mask_scene()
+    expected = CocoMetric(ground_truth, CATEGORIES)
+    metric = CocoMetric(ground_truth, CATEGORIES)
+    for image, detections in answers.items():
+        codes = rle.encode(np.asfortranarray(detections["masks"].permute(1, 2, 0).byte().numpy()))
+        if counts == "text":
+            codes = [{**code, "counts": code["counts"].decode()} for code in codes]
+        expected.update({"ids": [image]}, [detections])
+        metric.update({"ids": [image]}, [detections | {"masks": codes}])
+    for each in (expected, metric):
+        each.gather()
+    assert metric.compute() == expected.compute() and 0 < metric.compute()["mask_AP"] < 1
+    metric.write(tmp_path)
+    assert read_results(tmp_path / "masks.json", "segm") == list(expected.results("segm"))
+
+
+def test_both_evaluators_give_the_same_numbers_of_masks():
+    pytest.importorskip("faster_coco_eval")
+    ground_truth, answers = mask_scene()
+    numbers = []
+    for evaluator in ("pycocotools", "faster_coco_eval"):
+        metric = CocoMetric(ground_truth, CATEGORIES, evaluator)
+        for image, detections in answers.items():
+            metric.update({"ids": [image]}, [detections])
+        metric.gather()
+        numbers.append(metric.compute())
+    assert numbers[0] == numbers[1] and 0 < numbers[0]["mask_AP"] < 1
+
+
+def mask_scene() -> tuple[dict, dict[int, dict]]:
+    """Three images with two squares each, a polygon and runs, and detections that are shifted or of another class."""
+    annotations, answers = [], {}
+    for image in range(1, 4):
+        left = {"image_id": image, "category_id": 7, "bbox": [10, 10, 40, 40]}
+        left["segmentation"] = [[10, 10, 50, 10, 50, 50, 10, 50]]
+        runs = [200 * 100, *[40, 160] * 39, 40, 200 * 61 - 40]
+        right = {"image_id": image, "category_id": 3, "bbox": [100, 0, 40, 40]}
+        right["segmentation"] = {"size": [200, 200], "counts": runs}
+        annotations += [left, right]
+        masks = torch.zeros(2, 200, 200, dtype=torch.bool)
+        masks[0, 10:50, 10 + 4 * image : 50 + 4 * image] = True
+        masks[1, :40, 100:140] = True
+        boxes = [[10, 10, 50, 50], [100, 0, 140, 40]]
+        answers[image] = answer(boxes, [0.9, 0.8], [0, image % 2]) | {"masks": masks}
+    return truth(*annotations, images=3), answers
+
+
+def test_stuff_and_detections_of_stuff_do_not_count():
+    """COCO's metrics are those of things; without "isthing", every category counts."""
+    cat = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 50, 50]}
+    grass = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 200, 200]}
+    ground_truth = truth(cat, grass, images=1)
+    detections = answer([[0, 0, 50, 50], [5, 5, 9, 9]], [0.5, 0.9], [0, 1])
+    assert numbers_of(ground_truth, {1: detections})["AP"] == pytest.approx(0.5)
+    ground_truth["categories"] = [{**CATEGORIES[0], "isthing": 1}, {**CATEGORIES[1], "isthing": 0}]
+    before = copy.deepcopy(ground_truth)
+    assert numbers_of(ground_truth, {1: detections})["AP"] == pytest.approx(1) and ground_truth == before
+    metric = CocoMetric(ground_truth, CATEGORIES)
+    assert [category["name"] for category in metric.ground_truth["categories"]] == ["cat"]
 
 
 def scene() -> tuple[dict, dict[int, dict]]:
