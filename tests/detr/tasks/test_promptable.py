@@ -103,7 +103,7 @@ def test_the_total_is_the_sum_of_the_parts_and_every_parameter_is_trained() -> N
 
 
 def test_the_loss_is_in_fp32_under_autocast() -> None:
-    task, model = made()
+    task, model = made("task.prompting.rounds=1")
     (batch,) = batches([8], task)
     with torch.autocast("cpu", torch.bfloat16):
         loss, parts = task.loss(model, batch, task.normalisers(batch))
