@@ -94,7 +94,8 @@ class PromptableMasks(PromptPrediction):
             kept = slice(1, None) if number == 0 else slice(0, 1)
             logits, predicted = outputs["masks"][:, kept], outputs["ious"][:, kept]
             losses = mask_losses(logits, predicted, targets, real, self.loss_options)
-            terms.append(torch.stack([term @ weights.to(term.dtype) for term in losses]))
+            # A product of vectors would be in bf16 under autocast.
+            terms.append(torch.stack([(term * weights).sum() for term in losses]))
             if number + 1 < self.prompting.rounds:
                 best = logits[torch.arange(len(logits), device=logits.device), predicted.argmax(1)].detach()
                 uniforms = sampled.uniforms[:, 2 + number]

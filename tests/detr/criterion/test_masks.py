@@ -30,7 +30,11 @@ def scene(sizes: list[tuple[int, int]], counts: list[int]) -> tuple[dict[str, Te
     queries = [query for count in counts for query in range(count)]
     outputs = {"logits": torch.zeros(1, len(sizes), QUERIES, 2), "masks": logits.requires_grad_()}
     objects = Targets(
-        counts, torch.zeros(len(masks), dtype=torch.long), torch.rand(len(masks), 4), masks, None, torch.tensor(sizes)
+        counts,
+        torch.zeros(len(masks), dtype=torch.long),
+        torch.rand(len(masks), 4, generator=rng),
+        masks=masks,
+        sizes=torch.tensor(sizes),
     )
     pairs = Matches(*(torch.tensor(x, dtype=torch.long) for x in ([0] * len(masks), images, queries)),
                     torch.arange(len(masks)))  # fmt: skip

@@ -102,6 +102,16 @@ def test_the_total_is_the_sum_of_the_parts_and_every_parameter_is_trained() -> N
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_the_loss_is_in_fp32_under_autocast() -> None:
+    task, model = made("task.prompting.rounds=1")
+    (batch,) = batches([8], task)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, parts = task.loss(model, batch, task.normalisers(batch))
+    assert loss.dtype == torch.float32 and {part.dtype for part in parts.values()} == {torch.float32}
+    exact = task.loss(model, batch, task.normalisers(batch))[0]
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=0.02)  # bf16 has 8 bits
+
+
 def test_a_micro_batch_without_objects_gives_a_loss_of_zero_with_a_gradient() -> None:
     task, model = made()
     batch = task.data.collate([samples()[2]]) | {"seeds": [5]}
