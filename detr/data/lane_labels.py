@@ -22,13 +22,16 @@ class LaneLabels(NamedTuple):
     rows: NDArray[np.float64]  # (P,) the y at which lanes are annotated (h_samples), in ascending order
     lanes: NDArray[np.float64] | None  # (n, P) x of each lane, negative where it has no point; None = not annotated
     origin: str  # file and line, for messages
-    empty: int = 0  # number of lanes without a point, which `lanes` omits
+
+    def with_points(self) -> list[NDArray[np.float64]]:
+        """Return the lanes (P,) that have a point; a lane without a point only counts in TuSimple's scores."""
+        return [] if self.lanes is None else [lane for lane in self.lanes if (lane >= 0).any()]
 
 
 def read_labels(path: Path) -> list[LaneLabels]:
     """Read a file of labels, such as label_data_0313.json; empty lines are skipped.
 
-    Lanes without a point are omitted and counted. Raises UserError, which names the file and the line, for anything
+    Raises UserError, which names the file and the line, for anything
     that is not an image's labels: a key is missing, h_samples do not ascend, a lane has another length than h_samples,
     a single point or a value that is no number.
     """
@@ -57,9 +60,7 @@ def _read_line(line: str, origin: str) -> LaneLabels:
     if not isinstance(lanes, list):
         raise UserError(f"{origin}: lanes must be a list with a list of x for each lane.")
     checked = [_lane(lane, len(rows), f"lane {number}", origin) for number, lane in enumerate(lanes, 1)]
-    kept = [lane for lane in checked if (lane >= 0).any()]
-    stacked = np.stack(kept) if kept else np.zeros((0, len(rows)))
-    return LaneLabels(raw_file, rows, stacked, origin, len(checked) - len(kept))
+    return LaneLabels(raw_file, rows, np.array(checked).reshape(-1, len(rows)), origin)
 
 
 def _lane(values: Any, count: int, name: str, origin: str) -> NDArray[np.float64]:

@@ -95,6 +95,11 @@ class TuSimple:
             unlabelled = [image for image in labels if image.lanes is None]
             if unlabelled and (split != "test" or len(unlabelled) < len(labels)):
                 raise UserError(f"{unlabelled[0].origin} has no lanes; expected a list of x at each row for each lane.")
+            if missing := [file for file in files if not file.is_file()]:
+                raise UserError(
+                    f"{len(missing)} of {len(files)} images of {split} are missing, the first is {missing[0]}; give "
+                    f"the folder to which raw_file is relative as data.{split}.images."
+                )
             self._labels[split], self._files[split] = labels, files
         return self._labels[split]
 
@@ -201,22 +206,22 @@ class TuSimple:
         return [line for split in SPLITS if self._has_split(split) for line in self.split_summary(split)]
 
     def split_summary(self, split: Split) -> list[str]:
-        """Return the number of images and of lanes of `split`, and how many lanes without a point were left out."""
+        """Return the number of images of `split` by their lanes, and how many lanes have no point."""
         labels = self.ground_truth(split)
         counts = Counter(0 if image.lanes is None else len(image.lanes) for image in labels)
         lanes = ", ".join(f"{count} with {number} lanes" for number, count in sorted(counts.items()))
         if any(image.lanes is None for image in labels):
             lanes = "no lanes (there will be no numbers)"
         lines = [f"{split}: {len(labels)} images ({lanes}) of {', '.join(map(str, self._paths(split)))}"]
-        if empty := sum(image.empty for image in labels):
-            lines.append(f"{split}: left out: {empty} lanes without a point")
+        if empty := sum(len(image.lanes) - len(image.with_points()) for image in labels if image.lanes is not None):
+            lines.append(f"{split}: {empty} lanes without a point are no targets, but count in the numbers")
         return lines
 
     def query_advice(self, split: Split, queries: int) -> list[str]:
         """Return a warning if images of `split` have more lanes than a model has queries; otherwise nothing."""
         if not self._has_split(split):
             return []
-        crowded = [i for i in self.ground_truth(split) if i.lanes is not None and len(i.lanes) > queries]
+        crowded = [i for i in self.ground_truth(split) if len(i.with_points()) > queries]
         if not crowded:
             return []
         first = f"the first is {crowded[0].origin}"

@@ -82,7 +82,7 @@ class LaneMetric:
             return {}
         self.scores = [(_count(image), self._score(lanes, image)) for image, lanes in images]
         numbers = dict(zip(("accuracy", "FP", "FN"), _means([row for _, row in self.scores]), strict=True))
-        straight = [self._score([fit(lane, i.rows).at(i.rows) for lane in _lanes(i)], i) for i, _ in images]
+        straight = [self._score([fit(lane, i.rows).at(i.rows) for lane in i.with_points()], i) for i, _ in images]
         numbers["straight_accuracy"] = _means(straight)[0]
         if self.road:
             road = [self._score([line.at(image.rows) for line in self.road], image) for image, _ in images]

@@ -38,13 +38,12 @@ def mean_road(labels: Sequence[LaneLabels]) -> list[StraightLane]:
     Of the images with the most frequent number of lanes, the first lanes from the left are fitted by one straight line,
     and so are the second, and so on. The ends are the means of the lanes' ends.
     """
-    with_lanes = [image for image in labels if image.lanes is not None and len(image.lanes)]
-    if not with_lanes:
+    roads = [(_left_to_right(image), image.rows) for image in labels if image.with_points()]
+    if not roads:
         return []
-    # Of equally frequent numbers, the smallest.
-    frequent = min(Counter(len(image.lanes) for image in with_lanes if image.lanes is not None).items(),
-                   key=lambda item: (-item[1], item[0]))[0]  # fmt: skip
-    roads = [_left_to_right(image) for image in with_lanes if image.lanes is not None and len(image.lanes) == frequent]
+    counts = Counter(len(lanes) for lanes, _ in roads)
+    frequent = min(counts, key=lambda number: (-counts[number], number))  # the smallest of equally frequent numbers
+    roads = [(lanes, rows) for lanes, rows in roads if len(lanes) == frequent]
     road = []
     for number in range(frequent):
         lanes = [(lanes[number], rows) for lanes, rows in roads]
@@ -56,13 +55,12 @@ def mean_road(labels: Sequence[LaneLabels]) -> list[StraightLane]:
     return road
 
 
-def _left_to_right(image: LaneLabels) -> tuple[list[Lane], Lane]:
-    """Return an image's lanes, sorted by the x at which the lines fitted to them reach the last row, and its rows."""
-    assert image.lanes is not None
-    last = image.rows[-1]
+def _left_to_right(image: LaneLabels) -> list[Lane]:
+    """Return an image's lanes, sorted by the x at which the lines fitted to them reach the last row."""
+    last = float(image.rows[-1])
 
     def position(lane: Lane) -> float:
         line = fit(lane, image.rows)
-        return line.intercept + line.slope * float(last)
+        return line.intercept + line.slope * last
 
-    return sorted(image.lanes, key=position), image.rows
+    return sorted(image.with_points(), key=position)

@@ -121,7 +121,8 @@ class LaneShapes(LanePrediction):
         lanes: (Q, P) x at these rows in pixels of the original image; -2 beyond a lane's ends and outside of the image.
         run_time: milliseconds of computation, divided by the number of images of the batch.
 
-        Differs: in the official code, x is not limited to the image.
+        Differs: in the official code, x is not limited to the image, and a row must lie between the ends. The ends of
+        labels are rows, so with an end that is off by the least amount, the last row would be lost.
         """
         start = time.perf_counter()
         last = self._forward(model, batch)[-1]
@@ -155,8 +156,13 @@ class LaneShapes(LanePrediction):
 
 
 def _lanes(curves: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
-    """Compute x (Q, P) of curves (Q, 8) at `rows` (P,), in pixels; MISSING beyond the ends and outside of the image."""
+    """Compute x (Q, P) of curves (Q, 8) at `rows` (P,), in pixels; MISSING beyond the ends and outside of the image.
+
+    A lane's ends are those of its annotation, which lie in rows. So a predicted end means the row nearest to it.
+    """
     y = rows.to(curves) / height
+    half = (y[-1] - y[0]) / (2 * max(1, len(y) - 1))  # of the distance of two rows
     x = evaluate(curves, y) * width
-    inside = (y >= curves[:, UPPER, None]) & (y <= curves[:, LOWER, None]) & (x >= 0) & (x <= width)
+    between_ends = (y >= curves[:, UPPER, None] - half) & (y <= curves[:, LOWER, None] + half)
+    inside = between_ends & (x >= 0) & (x <= width)
     return x.masked_fill(~inside & ~x.isnan(), MISSING)

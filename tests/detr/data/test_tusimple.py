@@ -100,9 +100,11 @@ def test_a_users_image_has_72_rows_and_no_lanes(tmp_path):
 def test_the_summary_counts_images_and_lanes(tmp_path):
     official(tmp_path)
     write(tmp_path / "train_set", "label_data_0601.json", ("clips/b/20.jpg", [20, 30], [[-2, -2], [1, 2]]))
-    lines = tusimple(tmp_path).summary()
-    assert lines[0].startswith("train: 2 images (1 with 1 lanes, 1 with 2 lanes) of ")
-    assert lines[1] == "train: left out: 1 lanes without a point" and len(lines) == 4
+    data = tusimple(tmp_path)
+    lines = data.summary()
+    assert data.sample("train", 1, None)["points"].shape == (1, 2, 2)
+    assert lines[0].startswith("train: 2 images (2 with 2 lanes) of ")
+    assert lines[1].startswith("train: 1 lanes without a point are no targets") and len(lines) == 4
 
 
 def test_more_lanes_than_queries_give_a_warning(tmp_path):
@@ -148,5 +150,7 @@ def test_a_missing_image_and_one_with_too_few_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"line 1: h_samples has row 50, but .* has 36 rows"):
         data.sample("test", 0, None)
     image.unlink()
-    with pytest.raises(UserError, match=r"20.jpg is missing"):
-        data.sample("test", 0, None)
+    with pytest.raises(
+        UserError, match=r"^1 of 1 images of test are missing, the first is .*20.jpg; .*data.test.images"
+    ):
+        tusimple(tmp_path).count("test")
