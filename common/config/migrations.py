@@ -46,14 +46,7 @@ ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (
         {"class_weight", "box_weight", "giou_weight", "no_object"},
-        {
-            **{
-                "classification": "softmax",
-                "focal_alpha": 0.25,
-                "focal_gamma": 2.0,
-            },  # softmax does not read the last two
-            **{"mask_weight": 1.0, "dice_weight": 1.0},  # there were no masks
-        },
+        {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0},  # softmax does not read the last two
     ),
 }
 
