@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,13 +12,19 @@ from common.types import Fraction, NonNegativeFloat
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLossOptions:
-    """The weights of the terms, and the parameters of the focal loss (Lin et al. 2017, arXiv 1708.02002)."""
+    """The weights of the terms, and the parameters of the focal loss (Lin et al. 2017, arXiv 1708.02002).
+
+    `others` is the total weight of the masks of an ambiguous prompt that are not the best; the best one has the weight
+    1 - `others`. SAM has 0: a mask that is never the best then learns nothing. A small number lets all masks learn, and
+    they still specialise (Rupprecht et al. 2017, arXiv 1612.00197, equation 7).
+    """
 
     focal_weight: NonNegativeFloat
     dice_weight: NonNegativeFloat
     iou_weight: NonNegativeFloat
     focal_alpha: Fraction  # weight of an object's cells; that of the other cells is 1 - focal_alpha
     focal_gamma: NonNegativeFloat
+    others: Fraction
 
 
 class MaskLosses(NamedTuple):
@@ -31,7 +38,7 @@ class MaskLosses(NamedTuple):
 def mask_losses(
     logits: Tensor, predicted_ious: Tensor, targets: Tensor, real: Tensor, options: MaskLossOptions
 ) -> MaskLosses:
-    """Compute the terms of N prompts with k masks each; only the mask with the lowest loss counts.
+    """Compute the terms of N prompts with k masks each, mainly of the mask with the lowest loss (see `others`).
 
     The error of the predicted IoU is the mean over all k masks. A term of a prompt depends on nothing but this prompt.
 
@@ -47,7 +54,8 @@ def mask_losses(
     best = (options.focal_weight * focal + options.dice_weight * dice).detach().argmin(1, keepdim=True)  # (N, 1)
     actual = ious(logits > 0, targets, real)
     squared = (predicted_ious.to(wide.dtype) - actual.to(wide.dtype)).square().mean(1)
-    return MaskLosses(focal.gather(1, best)[:, 0], dice.gather(1, best)[:, 0], squared)
+    weights = _mask_weights(best, logits.shape[1], options.others).to(wide.dtype)  # (N, k)
+    return MaskLosses((focal * weights).sum(1), (dice * weights).sum(1), squared)
 
 
 def ious(masks: Tensor, targets: Tensor, real: Tensor) -> Tensor:
@@ -58,6 +66,14 @@ def ious(masks: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     inside, targets = masks & real[:, None], (targets & real)[:, None]
     both, either = ((a).flatten(2).sum(2) for a in (inside & targets, inside | targets))
     return both / either.clamp(min=1)
+
+
+def _mask_weights(best: Tensor, masks: int, others: float) -> Tensor:
+    """The weights of k masks, of which `best` (N, 1) is the index of the best one: (N, k), each row sums to 1."""
+    if masks == 1:
+        return torch.ones_like(best)
+    is_best = torch.arange(masks, device=best.device) == best
+    return torch.where(is_best, 1 - others, others / (masks - 1))
 
 
 def _focal(logits: Tensor, targets: Tensor, real: Tensor, options: MaskLossOptions) -> Tensor:

@@ -28,9 +28,10 @@ UPSCALING = 4  # factor from the side of the image embedding to that of the mask
 class PromptableMasks(PromptPrediction):
     """The task of masks for prompts. The model has the methods of `detr.models.promptable.PromptableModel`.
 
-    In a step, some objects of each image are prompted by a point or a box. Of the three masks for this prompt, only the
-    one with the lowest loss is trained. Further clicks correct the mask with the highest predicted IoU; then there is
-    one mask. Evaluation prompts every object with up to `clicks` central clicks.
+    In a step, some objects of each image are prompted by a point or a box. Of the three masks for this prompt, the one
+    with the lowest loss is trained, and the others with the weight `loss.others`. Further clicks correct the mask with
+    the highest predicted IoU; then there is one mask. Evaluation prompts every object with up to `clicks` central
+    clicks.
 
     The objects and the first prompts are functions of each sample's seed. Clicks after the first depend on the model's
     outputs; rounding errors, which depend on how a step is split, may change them.

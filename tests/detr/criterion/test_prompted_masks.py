@@ -1,6 +1,7 @@
 """The loss of prompted masks against plain loops, and what it may depend on."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from common.machine.seeds import generator
 from detr.criterion.prompted_masks import MaskLossOptions, ious, mask_losses
 
-OPTIONS = MaskLossOptions(focal_weight=20.0, dice_weight=1.0, iou_weight=1.0, focal_alpha=0.25, focal_gamma=2.0)
+OPTIONS = MaskLossOptions(
+    focal_weight=20.0, dice_weight=1.0, iou_weight=1.0, focal_alpha=0.25, focal_gamma=2.0, others=0.0
+)
 
 
 def inputs(count: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,6 +59,17 @@ def test_only_the_mask_with_the_lowest_loss_is_trained() -> None:
     losses = mask_losses(logits, predicted, targets, real, OPTIONS)
     (losses.focal.sum() + losses.dice.sum()).backward()
     assert logits.grad is not None and logits.grad[:, 1].any() and not logits.grad[:, [0, 2]].any()
+
+
+def test_the_other_masks_share_their_weight() -> None:
+    logits, predicted, targets, real = inputs()
+    losses = mask_losses(logits, predicted, targets, real, replace(OPTIONS, others=0.3))
+    for i in range(len(logits)):
+        terms = sorted((plain(logits[i, k], targets[i], real[i]) for k in range(3)), key=lambda t: 20 * t[0] + t[1])
+        expected = 0.7 * terms[0][1] + 0.15 * (terms[1][1] + terms[2][1])
+        assert float(losses.dice[i]) == pytest.approx(expected, rel=1e-6)  # the weights are fp32
+    single = mask_losses(logits[:, :1], predicted[:, :1], targets, real, replace(OPTIONS, others=0.3))
+    assert float(single.dice[0]) == pytest.approx(plain(logits[0, 0], targets[0], real[0])[1], rel=1e-12)
 
 
 def test_padding_changes_nothing() -> None:
