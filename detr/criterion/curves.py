@@ -38,10 +38,11 @@ def evaluate(curves: Tensor, y: Tensor) -> Tensor:
 
 
 def lane_targets(points: Tensor, valid: Tensor, counts: list[int]) -> Targets:
-    """Make the targets of T lanes from their points (T, P, 2), relative to the image; `valid` (T, P) is False if none.
+    """Make the targets of T lanes from their points (T, P, 2), relative to the image.
 
-    Each lane has at least one valid point. The upper end of all lanes of an image is that of the longest one, because
-    they begin at the same horizon (official code). The lower end is a lane's own.
+    `valid` (T, P) is False where a lane has no point; each lane has at least one valid point. The upper end of all
+    lanes of an image is that of the longest one, because they begin at the same horizon (official code). The lower end
+    is a lane's own.
     """
     image = torch.repeat_interleave(constant(counts, like=points), output_size=len(points))  # (T,)
     y = points[..., 1]

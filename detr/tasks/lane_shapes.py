@@ -89,7 +89,7 @@ class LaneShapes(LanePrediction):
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss over all layers, and the parts of the last layer for the log.
 
-        Raises UserError when the model's outputs are none of lanes, or when it has another number of queries.
+        Raises UserError when the model returns no curves, or when it has another number of queries than the task.
         """
         outputs = self._forward(model, batch)
         if (queries := outputs[-1]["logits"].shape[1]) != self.queries:

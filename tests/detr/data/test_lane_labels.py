@@ -24,7 +24,7 @@ def test_a_file_has_one_image_on_each_line(tmp_path):
     assert second.lanes.shape == (0, 3) and second.origin == f"{path}, line 3"
 
 
-def test_lanes_without_a_point_are_told_from_others(tmp_path):
+def test_lanes_without_a_point_are_kept_but_have_no_points(tmp_path):
     (image,) = read_labels(write(tmp_path, {**GOOD, "lanes": [[-2, -2, -2], [1, 2, 3]]}))
     assert len(image.lanes) == 2 and [lane.tolist() for lane in image.with_points()] == [[1, 2, 3]]
 

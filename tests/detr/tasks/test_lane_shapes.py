@@ -122,6 +122,24 @@ def test_answers_have_lanes_at_the_rows_of_each_image(root):
     assert np.allclose(answer["lanes"][1], np.where((x >= 0) & (x <= 32), x, -2)) and answer["run_time"] > 0
 
 
+@pytest.mark.parametrize(("shift", "rows"), [(0.4, 17), (-0.4, 17), (0.6, 15), (-0.6, 18)])
+def test_a_predicted_end_means_the_row_nearest_to_it(root, shift, rows):
+    """Rows of these images are a 32nd of the height apart; the lane shrinks by `shift` rows at both ends.
+
+    Its upper end is in the first row, so there it cannot grow.
+    """
+    task, _ = parts(root)
+
+    class Shifted(Drawn):
+        def forward(self, images: Tensor, sizes: Tensor | None) -> list[dict[str, Tensor]]:
+            (outputs,) = super().forward(images, sizes)
+            outputs["curves"][:, 0, :2] += torch.tensor([shift, -shift]) / 32
+            return [outputs]
+
+    (answer,) = task.answers(Shifted(), task.data.collate([task.data.sample("test", 0, None)]))
+    assert int((answer["lanes"][0] >= 0).sum()) == rows
+
+
 def test_predictions_are_records_in_pixels_of_the_users_image(root):
     task, _ = parts(root)
     image = Image.new("RGB", (200, 144))
