@@ -246,7 +246,9 @@ def test_every_added_key_of_a_class_exists(choices: list[str]):
                 "predict.nms",
                 "predict.detections_per_image",
                 "predict.attention",
+                "predict.panoptic_threshold",
                 "cache",
+                *("masks", "frozen", "stuff", "loss.mask_weight", "loss.dice_weight"),
             )  # users' subclasses, and their yaml, were written before these keys
             with nullcontext() if optional else pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(config, [])
@@ -270,6 +272,8 @@ def test_a_users_yaml_with_a_former_class_name_may_lack_its_later_keys():
         "classification": "softmax",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
+        "mask_weight": 1.0,
+        "dice_weight": 1.0,
     }
 
 

@@ -59,7 +59,13 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.nms": None,  # no box was suppressed
         "predict.detections_per_image": None,  # each query gave one detection
         "predict.attention": False,  # no attention was drawn
+        # since masks: there were none
+        "masks": False,
+        "loss.mask_weight": 1.0,
+        "loss.dice_weight": 1.0,
+        "predict.panoptic_threshold": 0.85,
     },
+    "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
     # after bbb4d1c
     "detr.data.shapes.Shapes": {"stuff": False},
