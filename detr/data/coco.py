@@ -83,7 +83,7 @@ class Coco(SplitSources):
         return [1] * self.count(split)
 
     def categories(self) -> list[dict[str, Any]]:
-        """Return the classes as {"id", "name"}, in the order of class indices."""
+        """Return the classes as {"id", "name"}, in the order of class indices; with "isthing" if the file has it."""
         if not self._categories:
             self.prepare()
             # A machine for evaluation may hold only val2017. If the train JSON is missing, another split's is read.

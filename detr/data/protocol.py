@@ -21,7 +21,10 @@ class DetectionData(Data, Protocol):
     """
 
     def categories(self) -> list[dict[str, Any]]:
-        """Return the classes as {"id", "name"}, in the order of class indices."""
+        """Return the classes as {"id", "name"}, in the order of class indices.
+
+        For panoptic data, a class also has "isthing", 1 for things and 0 for stuff.
+        """
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """Return the COCO JSON of this split, including crowds and boxes without area.
@@ -48,7 +51,7 @@ class MaskData(DetectionData, Protocol):
 class PanopticData(MaskData, Protocol):
     """A data set of images whose pixels belong to segments: things, which are countable, and stuff.
 
-    The boxes of a sample are those of all segments but crowds. In `categories`, "isthing" is 1 or 0.
+    The boxes of a sample are those of all segments but crowds.
     """
 
     def panoptic_truth(self, split: Split) -> PanopticTruth:

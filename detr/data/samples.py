@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.tv_tensors import Mask
 
 from common.task import Batch
 from detr.data.transforms import Augmentation, Objects, as_bounding_boxes, augment
@@ -37,8 +36,7 @@ def make_sample(
     Returns a dict with the keys of `detr.data.coco.Coco.sample`.
     """
     original_size = tuple(image.shape[1:])
-    objects = Objects(as_bounding_boxes(image, boxes), labels, None if masks is None else Mask(masks))
-    image, objects = augment(image, objects, options, generator)
+    image, objects = augment(image, Objects(as_bounding_boxes(image, boxes), labels, masks), options, generator)
     sample = {
         "id": number,
         "file": str(file),
@@ -47,7 +45,7 @@ def make_sample(
         "boxes": objects.boxes.as_subclass(Tensor),
         "labels": objects.labels,
     }
-    return sample if objects.masks is None else sample | {"masks": objects.masks.as_subclass(Tensor).bool()}
+    return sample if objects.masks is None else sample | {"masks": objects.masks.view(torch.bool)}
 
 
 def collate(samples: Sequence[dict[str, Any]], pad_to: int) -> Batch:

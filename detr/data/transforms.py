@@ -2,17 +2,17 @@
 
 The horizontal flip is taken from the official code. Every random choice is sampled from the argument `generator`. The
 data loader seeds the generator with (seed, epoch, index), so the augmentation of a sample depends on nothing else.
-Boxes (`tv_tensors.BoundingBoxes`, xyxy in pixels of their image) and masks (`tv_tensors.Mask`) are transformed with
-their image.
+Boxes (`tv_tensors.BoundingBoxes`, xyxy in pixels of their image) and masks are transformed with their image.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from common.errors import UserError
 from common.types import Side
@@ -53,16 +53,16 @@ class Objects(NamedTuple):
 
     boxes: BoundingBoxes  # (n, 4) xyxy in pixels
     labels: Tensor  # (n,) class indices
-    masks: Mask | None = None  # uint8 (n, H, W), 1 in the object
+    masks: Tensor | None = None  # uint8 (n, H, W), 1 in the object
 
     def flip(self) -> "Objects":
         """Mirror the objects at the vertical axis of the image."""
-        masks = None if self.masks is None else functional.horizontal_flip(self.masks)
+        masks = None if self.masks is None else self.masks.flip(-1)
         return Objects(functional.horizontal_flip(self.boxes), self.labels, masks)
 
     def resize(self, shape: list[int]) -> "Objects":
-        """Scale the objects to an image of the height and width `shape`; a mask takes the nearest pixel's value."""
-        masks = None if self.masks is None else functional.resize(self.masks, shape)
+        """Scale the objects to an image of the height and width `shape`; see `resize_masks`."""
+        masks = None if self.masks is None else resize_masks(self.masks, shape)
         return Objects(functional.resize(self.boxes, shape), self.labels, masks)
 
     def crop(self, top: int, left: int, height: int, width: int) -> "Objects":
@@ -72,7 +72,7 @@ class Objects(NamedTuple):
         """
         boxes = functional.clamp_bounding_boxes(functional.crop(self.boxes, top, left, height, width))
         nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        masks = None if self.masks is None else Mask(functional.crop(self.masks, top, left, height, width)[nonempty])
+        masks = None if self.masks is None else self.masks[nonempty, top : top + height, left : left + width]
         visible = BoundingBoxes(boxes[nonempty], format=BoundingBoxFormat.XYXY, canvas_size=(height, width))
         return Objects(visible, self.labels[nonempty], masks)
 
@@ -105,6 +105,18 @@ def resize(image: Tensor, objects: Objects, size: int, max_size: int | None) -> 
     if shape == [height, width]:
         return image, objects
     return functional.resize(image, shape, antialias=True), objects.resize(shape)
+
+
+def resize_masks(masks: Tensor, shape: list[int]) -> Tensor:
+    """Resize uint8 masks (n, H, W) to the height and width `shape`.
+
+    Pixel i of the result is pixel floor(i * old / new) along each axis, as in PyTorch's mode "nearest", which rounds
+    old / new to float32.
+    """
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, masks.shape[1:], strict=True))
+    pixels = masks.numpy()  # `np.take` needs less than half the time of `interpolate` on a CPU
+    first, second = ((rows, 1), (columns, 2)) if shape[0] < masks.shape[1] else ((columns, 2), (rows, 1))
+    return torch.from_numpy(pixels.take(first[0], axis=first[1]).take(second[0], axis=second[1]))
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:

@@ -27,7 +27,8 @@ class Segments(NamedTuple):
     """The predicted segments of one image; the key `segments` of an answer holds them."""
 
     ids: Tensor  # integers (H, W) at the size of the original image: each pixel's segment, 0 = no segment
-    infos: list[dict[str, int]]  # {"id", "category_id"} of each segment, ids from 1 to 256^3 - 1, each with a pixel
+    # {"id", "category_id"} of each segment; ids are from 1 to 256^3 - 1, and each has a pixel. Other keys are not read.
+    infos: list[dict[str, Any]]
 
 
 class PanopticRow(NamedTuple):
@@ -73,8 +74,8 @@ class PanopticMetric:
             ids, infos = answer["segments"]
             self.results.append((image, self._compare(image, ids.cpu().numpy(), infos)))
 
-    def _compare(self, image: int, ids: np.ndarray, infos: list[dict[str, int]]) -> _ImageResult:
-        categories = {info["id"]: info["category_id"] for info in infos}
+    def _compare(self, image: int, ids: np.ndarray, infos: list[dict[str, Any]]) -> _ImageResult:
+        categories = {int(info["id"]): int(info["category_id"]) for info in infos}
         if unknown := sorted(set(categories.values()) - self._categories):
             raise UserError(
                 f"image {image}: a predicted segment has category {unknown[0]}, which the ground truth does not list; "
@@ -89,7 +90,8 @@ class PanopticMetric:
         counts: dict[int, ClassCounts] = {}
         if self.truth.files:
             counts = match_segments(self.truth.read(image), self.truth.segments[image], ids, categories)
-        return _ImageResult(counts, infos, encode_ids(ids))
+        listed = [{"id": id, "category_id": category} for id, category in categories.items()]
+        return _ImageResult(counts, listed, encode_ids(ids))
 
     def restrict(self, count: int) -> None:
         """Expect only `count` images of the split; the metrics are then computed on the evaluated images alone."""

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,8 @@ from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
 from common.types import SPLITS
+from detr.data.panoptic_png import encode_ids
+from detr.evaluation.panoptic_metric import PanopticMetric
 
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 7, 90, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, 64.0, 1e308),
@@ -41,12 +44,26 @@ COCO_JSON: dict[str, Any] = {
 }
 
 
-def altered(choices: random.Random) -> str:
-    """The text of COCO_JSON with one to three changes."""
-    content = copy.deepcopy(COCO_JSON)
+SEGMENT = {"category_id": 90, "iscrowd": 0, "bbox": [0, 0, 30, 40], "area": 1200}
+PANOPTIC_JSON: dict[str, Any] = {
+    "images": COCO_JSON["images"],
+    "categories": [{"id": 90, "name": "brush", "isthing": 1}, {"id": 4, "name": "sky", "isthing": 0}],
+    "annotations": [
+        {"image_id": i, "file_name": f"{i}.png", "segments_info": [{**SEGMENT, "id": 300}, {**SEGMENT, "id": 7}]}
+        for i in (3, 7)
+    ],
+}
+
+
+def altered(choices: random.Random, original: dict[str, Any]) -> str:
+    """The text of `original` with one to three changes."""
+    content = copy.deepcopy(original)
     for _ in range(choices.choice([1, 1, 2, 3])):
-        key = choices.choice([*COCO_JSON])
+        key = choices.choice([*original])
         entries, draw = content.get(key), choices.random()
+        dicts = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        if (segments := [e["segments_info"] for e in dicts if "segments_info" in e]) and choices.random() < 0.6:
+            entries = choices.choice(segments)
         if draw < 0.08 or not isinstance(entries, list) or not entries:
             content[key] = choices.choice(VALUES)
         elif draw < 0.12:
@@ -64,6 +81,18 @@ def altered(choices: random.Random) -> str:
     if choices.random() < 0.08:
         characters[choices.randrange(len(characters))] = chr(choices.randrange(1, 300))
     return "".join(characters[: choices.randrange(len(characters)) if choices.random() < 0.03 else None])
+
+
+def segment_all(data: Any, folder: Path) -> None:
+    """What a panoptic task does with its data in an evaluation."""
+    truth = data.panoptic_truth("test")
+    metric = PanopticMetric(truth)
+    for image, size in truth.sizes.items():
+        segments = (torch.ones(size, dtype=torch.int64), [{"id": 1, "category_id": truth.categories[0]["id"]}])
+        metric.update({"ids": [image]}, [{"segments": segments}])
+    metric.gather()
+    metric.compute()
+    metric.write(folder)
 
 
 def use(config: dict[str, Any], folder: Path, with_masks: bool) -> None:
@@ -87,23 +116,33 @@ def use(config: dict[str, Any], folder: Path, with_masks: bool) -> None:
     metric.compute()
     metric.write(folder)
     task.pictures(batch, [answer] * len(batch["ids"]), 2)
+    if hasattr(data, "panoptic_truth"):
+        segment_all(data, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("with_masks", [False, True])
-def test_altered_files_end_in_success_or_one_sentence(tmp_path: Path, with_masks: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "original", "with_masks"),
+    [("coco", COCO_JSON, False), ("coco", COCO_JSON, True), ("coco_panoptic", PANOPTIC_JSON, True)],
+    ids=["boxes", "masks", "panoptic"],
+)
+def test_altered_files_end_in_success_or_one_sentence(
+    name: str, original: dict[str, Any], with_masks: bool, tmp_path: Path
+) -> None:
     """200 files of one seed. A crash of pycocotools would end the test."""
-    for folder in ("images", "out"):
+    for folder in ("images", "out", "x"):
         (tmp_path / folder).mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (60, 40)).save(tmp_path / "images" / name)
+    for file in ("a.png", "b.png"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "images" / file)
+    for file in ("3.png", "7.png"):
+        (tmp_path / "x" / file).write_bytes(encode_ids(np.repeat([[300] * 30 + [7] * 30], 40, axis=0)))
     files = {"images": tmp_path / "images", "annotations": tmp_path / "x.json"}
     paths = [f"data.{split}.{key}={path}" for split in SPLITS for key, path in files.items()]
-    config = configure("train", ["model=detr", "data=coco", *paths])
+    config = configure("train", ["model=detr", f"data={name}", *paths])
     choices, sentences = random.Random(0), 0
     for _ in range(200):
-        text = altered(choices)
+        text = altered(choices, original)
         (tmp_path / "x.json").write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
             use(config, tmp_path / "out", with_masks)

@@ -109,6 +109,16 @@ def test_a_users_image_has_no_masks(make_data: Callable[..., Coco]):
     assert "masks" not in data.collate([data.view(torch.zeros(3, 40, 60, dtype=torch.uint8), Path("photo.jpg"))])
 
 
+def test_a_test_split_without_annotations_has_empty_masks(make_data: Callable[..., Coco], tmp_path: Path):
+    data = make_data()
+    content = json.loads((tmp_path / "set.json").read_text())
+    del content["annotations"]
+    (tmp_path / "info.json").write_text(json.dumps(content))
+    data.test = Files(images=str(tmp_path), annotations=str(tmp_path / "info.json"))
+    batch = data.collate([data.sample("test", i, None) for i in range(3)])
+    assert batch["masks"].shape == (0, 40, 60) and "annotations" not in data.ground_truth("test")
+
+
 def test_splits_that_are_cut_from_train_have_masks(make_data: Callable[..., Coco]):
     data = make_data(val_count=2)
     for split in ("train", "val"):

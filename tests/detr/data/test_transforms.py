@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.tv_tensors import Mask
 
 from common.errors import UserError
 from detr.data.transforms import (
@@ -16,6 +15,7 @@ from detr.data.transforms import (
     augment,
     random_size_crop,
     resize,
+    resize_masks,
     resized_shape,
 )
 
@@ -42,7 +42,7 @@ def image_of(height: int, width: int) -> torch.Tensor:
 def objects_of(image: torch.Tensor, boxes: list[list[float]], masks: torch.Tensor | None = None) -> Objects:
     """Objects with the labels 0, 1, ..."""
     as_boxes = as_bounding_boxes(image, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    return Objects(as_boxes, torch.arange(len(boxes)), None if masks is None else Mask(masks))
+    return Objects(as_boxes, torch.arange(len(boxes)), masks)
 
 
 def reference_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def test_masks_stay_on_their_objects_and_change_nothing_else():
             image, objects_of(image, objects, (image > 0).byte()), PAPER, generator(seed)
         )
         assert torch.equal(plain[0], augmented) and torch.equal(plain[1].boxes, boxes)
-        assert torch.equal(plain[1].labels, labels) and type(masks) is Mask and masks.dtype == torch.uint8
+        assert torch.equal(plain[1].labels, labels) and masks.dtype == torch.uint8
         assert masks.shape == (len(boxes), *augmented.shape[1:])
         for box, label, mask in zip(boxes.tolist(), labels.tolist(), masks, strict=True):
             # The nearest pixel and the antialiased edge differ by at most two pixels, after two resizings.
@@ -133,16 +133,24 @@ def test_masks_stay_on_their_objects_and_change_nothing_else():
             assert ((augmented[label] > 127) != mask.bool()).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("shape", [(61, 97), (13, 20), (80, 33)])
-def test_a_resized_mask_takes_the_pixel_of_the_official_rule(shape: tuple[int, int]):
-    """The official code resizes masks with `interpolate(mode="nearest")`: pixel i is taken from floor(i * scale)."""
-    masks = torch.randint(0, 2, (2, 40, 60), dtype=torch.uint8, generator=generator())
-    image = image_of(40, 60)
-    resized = objects_of(image, [[0, 0, 5, 5]] * 2, masks).resize(list(shape)).masks
-    rows, columns = (
-        torch.arange(new) * old // new for new, old in zip(shape, (40, 60), strict=True)
-    )  # in integers, so without rounding
-    assert resized is not None and torch.equal(resized.as_subclass(torch.Tensor), masks[:, rows][:, :, columns])
+@pytest.mark.parametrize("shape", [(61, 97), (13, 20), (80, 33), (40, 60), (120, 180), (800, 1199)])
+def test_a_resized_mask_is_that_of_the_official_code(shape: tuple[int, int]):
+    """It calls `interpolate(mode="nearest")`, which rounds, so pixels whose origin is a whole number may differ.
+
+    Here, these pixels are copies of the pixel of their origin.
+    """
+    masks = torch.randint(0, 2, (3, 40, 60), dtype=torch.uint8, generator=generator())
+    resized = resize_masks(masks, list(shape))
+    official = torch.nn.functional.interpolate(masks[:, None].float(), shape, mode="nearest")[:, 0].byte()
+    (rows, whole_rows), (columns, whole_columns) = (
+        (torch.arange(new) * old // new, torch.arange(new) * old % new == 0)
+        for new, old in zip(shape, (40, 60), strict=True)
+    )
+    assert torch.equal(resized[:, ~whole_rows][:, :, ~whole_columns], official[:, ~whole_rows][:, :, ~whole_columns])
+    assert torch.equal(
+        resized[:, whole_rows][:, :, whole_columns], masks[:, rows[whole_rows]][:, :, columns[whole_columns]]
+    )
+    assert resized.shape == (3, *shape) and resized.dtype == torch.uint8
 
 
 def test_an_object_whose_mask_is_cropped_away_is_kept_for_its_box():
@@ -168,7 +176,7 @@ def test_crops_keep_exactly_the_visible_boxes():
         assert labels.tolist() == [i for i in range(3) if augmented[i].any()]
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             assert box == bright_area(augmented[label])
-        assert masks is not None and torch.equal(masks.as_subclass(torch.Tensor), (augmented[labels] > 0).byte())
+        assert masks is not None and torch.equal(masks, (augmented[labels] > 0).byte())
     assert all(30 <= side <= 60 for shape in shapes for side in shape) and len(shapes) > 10
 
 

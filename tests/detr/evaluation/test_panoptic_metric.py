@@ -111,6 +111,15 @@ def test_the_written_files_hold_the_segments(tmp_path: Path):
         assert entry["segments_info"] == infos and set(infos[0]) == {"id", "category_id"}
 
 
+def test_further_keys_of_segments_are_not_written(tmp_path: Path):
+    truth = write_truth(tmp_path / "png", images=1)
+    ids, infos = itself(truth, 1)["segments"]
+    further = [{"id": torch.tensor(i["id"]), "category_id": i["category_id"], "score": 0.5} for i in infos]
+    evaluated(truth, lambda *_: {"segments": (ids, further)}, [1]).write(tmp_path / "out")
+    (entry,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    assert entry["segments_info"] == infos
+
+
 def test_a_part_of_a_split_and_a_split_without_annotations(tmp_path: Path):
     truth = write_truth(tmp_path / "png")
     metric = PanopticMetric(truth)
