@@ -710,6 +710,7 @@ def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcom
 
 
 def test_several_numbers_are_a_list_in_a_short_option_of_prediction(start: Callable[..., Outcome]) -> None:
+    Path("a file.pt").write_text("")
     arguments = ("model=promptable", "checkpoint=a file.pt", "input=x", "points=10,20.5,3,4", "boxes=-1,2,30,4e1")
     options = start(*arguments, door="predict", base=lambda file: {}).configs[0]["task"]["predict"]
     assert options["points"] == [10, 20.5, 3, 4] and options["boxes"] == [-1, 2, 30, 40.0]
