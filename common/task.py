@@ -88,19 +88,7 @@ class OptionalData(Protocol):
     """The order of classes that are read from folders: "string" (1, 10, 2) or "natural" (1, 2, 10)."""
 
     augmentation: Any
-    """Options of augmentation: `eval_size` and `max_size` are recorded in an exported model."""
-
-    tolerance: float
-    """The distance, in pixels, up to which a predicted point of a lane is right."""
-
-    def categories(self) -> list[dict[str, Any]]:
-        """Return the classes of the objects in images as {"id", "name"}, in the order of class indices."""
-
-    def request_masks(self) -> None:
-        """Add masks of objects to the samples and batches from now on."""
-
-    def panoptic_truth(self, split: Split) -> Any:
-        """Return the segments of the images of a split (`detr.data.panoptic.PanopticTruth`)."""
+    """Options of augmentation, such as `max_size`, the largest side of an image that the model receives."""
 
     def root_has_files(self) -> bool:
         """Whether the data's files are under `root`.

@@ -59,8 +59,8 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.nms": None,  # no box was suppressed
         "predict.detections_per_image": None,  # each query gave one detection
         "predict.attention": False,  # no attention was drawn
-        # since masks: there were none
-        "masks": False,
+        # after bbb4d1c
+        "masks": False,  # there were no masks, so the next keys had no effect
         "loss.mask_weight": 1.0,
         "loss.dice_weight": 1.0,
         "predict.panoptic_threshold": 0.85,

@@ -26,6 +26,9 @@ STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"
 ANSWER_PICTURES = {
     ".boxes.jpg": (".boxes.json",),
     ".boxes.mp4": (".boxes.jsonl",),
+    ".masks.png": (".boxes.json",),
+    ".panoptic.jpg": (".boxes.json",),
+    ".panoptic.png": (".boxes.json",),
     ".lanes.jpg": (".lanes.json",),
     ".lanes.mp4": (".lanes.jsonl",),
     ".attention.png": (".classes.json", ".boxes.json"),

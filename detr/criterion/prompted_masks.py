@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.types import Fraction, NonNegativeFloat
+from detr.criterion.terms import sigmoid_focal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +79,8 @@ def _mask_weights(best: Tensor, masks: int, others: float) -> Tensor:
 def _focal(logits: Tensor, targets: Tensor, real: Tensor, options: MaskLossOptions) -> Tensor:
     """The focal loss, averaged over the cells in the image: (N, k)."""
     objects = targets[:, None].to(logits.dtype).expand_as(logits)
-    entropy = F.binary_cross_entropy_with_logits(logits, objects, reduction="none")
-    probability = logits.sigmoid()
-    wrong = probability + objects - 2 * probability * objects  # 1 - the probability of the right answer
-    weight = options.focal_alpha * objects + (1 - options.focal_alpha) * (1 - objects)
     inside = real[:, None].to(logits.dtype)
-    losses = weight * wrong**options.focal_gamma * entropy * inside
+    losses = sigmoid_focal(logits, objects, options.focal_alpha, options.focal_gamma) * inside
     return losses.flatten(2).sum(2) / inside.flatten(2).sum(2)
 
 

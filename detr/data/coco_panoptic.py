@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pycocotools import mask as rle
 
 from common.data import fingerprints
 from common.data.opening import read_json
@@ -15,6 +14,7 @@ from detr.data.annotations import CocoJson
 from detr.data.arrays import SplitArrays, encode
 from detr.data.coco import Coco
 from detr.data.layouts import PANOPTIC_LAYOUTS, Layout, find_panoptic_layout
+from detr.data.masks import encode_arrays
 from detr.data.panoptic import PanopticMasks, PanopticTruth, check_files, panoptic_truth, target_masks
 from detr.data.panoptic_json import PNG_KEY, to_coco
 
@@ -80,11 +80,9 @@ class CocoPanoptic(Coco):
 
 def _encode_segments(coco_json: CocoJson, truth: PanopticTruth) -> list[dict[str, Any]]:
     """Return the run-length code of each annotation's segment, with strings for JSON."""
-    codes = {}
+    codes: dict[tuple[int, int], dict[str, Any]] = {}
     for image, segments in truth.segments.items():
         ids = truth.read(image)
-        masks = np.array([ids == segment.id for segment in segments], dtype=np.uint8).reshape(-1, *ids.shape)
-        encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if segments else []  # (H, W, n)
-        for segment, code in zip(segments, encoded, strict=True):
-            codes[image, segment.id] = {"size": code["size"], "counts": code["counts"].decode()}
+        masks = np.array([ids == segment.id for segment in segments]).reshape(-1, *ids.shape)  # (n, H, W)
+        codes |= {(image, s.id): code for s, code in zip(segments, encode_arrays(masks), strict=True)}
     return [codes[annotation["image_id"], annotation["id"]] for annotation in coco_json["annotations"]]

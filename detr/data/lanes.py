@@ -1,20 +1,16 @@
 """A small synthetic lane data set: roads drawn at first use, with labels in TuSimple's format."""
 
 import json
-import secrets
-import shutil
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
-from common.machine.distributed import is_main
 from common.machine.seeds import mix
 from common.task import Split
 from common.types import SPLITS, Positive, PositiveFloat, Range
+from detr.data.drawing import draw_once
 from detr.data.lane_transforms import LaneAugmentation
 from detr.data.roads import draw
 from detr.data.tusimple import LaneFiles, TuSimple
@@ -84,26 +80,13 @@ class Lanes(TuSimple):
         return self.folder.exists()
 
     def prepare(self) -> None:
-        """Draw the pictures unless they exist, into a temporary folder that is renamed once all of them are drawn.
+        """Draw the pictures unless they exist; raises UserError when the files cannot be written."""
+        draw_once(self.folder, "roads", self._draw)
 
-        Raises UserError when the files cannot be written.
-        """
-        if self.folder.exists():
-            return
-        temporary = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
-        if is_main():
-            print(f"Drawing {self.folder}, once; this takes some seconds.", file=sys.stderr)
-        try:
-            for split in SPLITS:
-                (temporary / split).mkdir(parents=True)
-                lines = self._draw_split(split, temporary)
-                (temporary / f"{split}.json").write_text(lines)
-            temporary.rename(self.folder)
-        except OSError as error:
-            if not self.folder.exists():  # otherwise another process finished the same pictures first
-                raise UserError(f"The roads cannot be drawn ({error}); choose another data.root.") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    def _draw(self, folder: Path) -> None:
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True)
+            (folder / f"{split}.json").write_text(self._draw_split(split, folder))
 
     def _draw_split(self, split: Split, folder: Path) -> str:
         """Draw the pictures of a split, and return its labels."""

@@ -37,6 +37,12 @@ def encode(segmentation: Any, height: int, width: int) -> Code:
     raise MaskFault(f'has the "segmentation" {show(segmentation)}; expected polygons or a run-length code')
 
 
+def encode_arrays(masks: NDArray[Any]) -> list[dict[str, Any]]:
+    """Encode boolean masks (n, H, W) as compressed run-length codes, whose counts are strings, for JSON."""
+    column_major = np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0))  # (H, W, n)
+    return [{"size": code["size"], "counts": code["counts"].decode()} for code in rle.encode(column_major)]
+
+
 def area(segmentation: Any, height: int, width: int) -> float:
     """Return the area of a segmentation in square pixels, without its invalid polygons.
 

@@ -1,9 +1,6 @@
 """A small synthetic detection data set: coloured shapes on noisy backgrounds, drawn at first use in COCO's format."""
 
 import json
-import secrets
-import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,12 +12,12 @@ from scipy import ndimage
 
 from common.data.opening import read_json
 from common.errors import UserError
-from common.machine.distributed import is_main
 from common.machine.seeds import mix
 from common.task import Split
 from common.types import SPLITS, Positive, Range
 from detr.data.annotations import complete
 from detr.data.coco import Coco, Files
+from detr.data.drawing import draw_once
 from detr.data.grounds import NAMES as GROUNDS
 from detr.data.grounds import draw_grounds
 from detr.data.panoptic import PanopticTruth, panoptic_truth
@@ -136,29 +133,17 @@ class Shapes(Coco):
         return self.folder.exists()
 
     def prepare(self) -> None:
-        """Draw the pictures unless they exist, into a temporary folder that is renamed once all of them are drawn.
+        """Draw the pictures unless they exist; raises UserError when the files cannot be written."""
+        draw_once(self.folder, "shapes", self._draw)
 
-        Raises UserError when the files cannot be written.
-        """
-        if self.folder.exists():
-            return
-        temporary = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
-        if is_main():
-            print(f"Drawing {self.folder}, once; this takes some seconds.", file=sys.stderr)
+    def _draw(self, folder: Path) -> None:
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count or 0, "test": self.test_count}
-        try:
-            for split, count in counts.items():
-                (temporary / split).mkdir(parents=True)
-                coco_json = self._draw_split(split, count, temporary / split)
-                (temporary / f"{split}.json").write_text(json.dumps(coco_json))
-                if self.stuff:
-                    write_panoptic(coco_json, temporary / f"panoptic_{split}.json")
-            temporary.rename(self.folder)
-        except OSError as error:
-            if not self.folder.exists():  # otherwise another process finished the same pictures first
-                raise UserError(f"The shapes cannot be drawn ({error}); choose another data.root.") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        for split, count in counts.items():
+            (folder / split).mkdir(parents=True)
+            coco_json = self._draw_split(split, count, folder / split)
+            (folder / f"{split}.json").write_text(json.dumps(coco_json))
+            if self.stuff:
+                write_panoptic(coco_json, folder / f"panoptic_{split}.json")
 
     def _draw_split(self, split: Split, count: int, folder: Path) -> dict[str, Any]:
         images: list[dict[str, Any]] = []

@@ -10,13 +10,12 @@ segment"), and stuff of one class stays one segment also after small segments we
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as rle
 from torch import Tensor
 
 from detr.criterion.masks import resize_logits
+from detr.data.masks import encode_arrays
 
 MIN_AREA = 5  # pixels of a segment in the original image; smaller ones are dropped
 MASKS_AT_ONCE = 16
@@ -42,23 +41,22 @@ def instance_masks(
 
 
 def panoptic(
-    scores: Tensor, labels: Tensor, logits: Tensor, things: Sequence[bool], threshold: float, size: Sequence[int]
+    scores: Tensor, labels: Tensor, logits: Tensor, things: Sequence[bool], size: Sequence[int]
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Assign each pixel of an image to one of the Q queries whose score is above `threshold`: the most certain one.
+    """Assign each pixel of an image to the one of n queries with the highest mask logit.
 
     Args:
-        scores: (Q,) score of the class of each query.
-        labels: (Q,) class index of each query.
-        logits: (Q, h, w) mask logits, without padding.
+        scores: (n,) score of the class of each query; the caller leaves out queries with low scores.
+        labels: (n,) class index of each query.
+        logits: (n, h, w) mask logits, without padding.
         things: whether a class, by index, is a thing; queries of the same stuff class form one segment.
-        threshold: minimum score of a query.
         size: height and width of the original image.
 
     Returns:
         The segment ids (H, W) int64 of the original image, 0 where there is no segment, and for each segment a dict
         with `id`, `label` (class index), `score` and `area` (in pixels of the original image).
     """
-    kept = (scores > threshold).nonzero()[:, 0]
+    kept = torch.arange(len(scores), device=logits.device)
     while len(kept):
         first = _first_of_segment(labels[kept].tolist(), things)  # (n,) index of the segment's first query
         owners = first.to(logits.device)[logits[kept].argmax(0)]  # (h, w)
@@ -82,7 +80,7 @@ def resize_probabilities(masks: Tensor, size: Sequence[int]) -> Tensor:
 def encode(masks: Tensor | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Encode boolean masks (n, H, W) as COCO's compressed run-length codes, with strings for JSON; codes are kept."""
     if isinstance(masks, Tensor):
-        masks = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))  # (H, W, n)
+        return encode_arrays(masks.numpy())
     texts = [counts.decode() if isinstance(counts := code["counts"], bytes) else counts for code in masks]
     return [{"size": code["size"], "counts": text} for code, text in zip(masks, texts, strict=True)]
 

@@ -227,14 +227,9 @@ class Detection(DetectionTask):
                 logits[i], answer["queries"].to(logits.device), shape, size, original
             ).cpu()
             if self.panoptic:
-                ids, segments = panoptic(
-                    scores[i],
-                    labels[i],
-                    resize_logits(logits[i], shape, size),
-                    things,
-                    self.options.panoptic_threshold,
-                    original,
-                )
+                kept = scores[i] > self.options.panoptic_threshold
+                resized = resize_logits(logits[i][kept], shape, size)
+                ids, segments = panoptic(scores[i][kept], labels[i][kept], resized, things, original)
                 infos = [{**s, "category_id": self.categories[s["label"]]["id"]} for s in segments]
                 answer["segments"] = Segments(ids, infos)
 

@@ -1,11 +1,11 @@
 """Prediction of masks for a user's prompts: reading images, and masks as records, pictures and files."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pycocotools import mask as rle
 from torch import Tensor, nn
@@ -21,20 +21,21 @@ from common.report.records import Records, check_batch, draw_on, predict_each
 from common.task import Answer, Batch
 from detr.criterion.mask_maps import to_pixels
 from detr.data.protocol import MaskData
+from detr.evaluation.masks import encode
 from detr.evaluation.prompt_pictures import draw_masks
 from detr.tasks.prompting import ObjectPrompt, PromptOptions, as_tensors
 
 
-class PromptPrediction:
+class PromptPrediction(ABC):
     """The part of the task `PromptableMasks` that predicts for users' images and prompts."""
 
     data: MaskData
     options: PromptOptions
     unanswered: list[str]
 
+    @abstractmethod
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """Return an answer for each image; the subclass defines this method."""
-        raise NotImplementedError
+        """Return an answer for each image: the masks for a user's prompts, as `prompted` returns them."""
 
     def predict(self, model: nn.Module, input: Any) -> Any:
         """Predict masks for the prompts in the options; returns a list with the records of each object's masks.
@@ -141,9 +142,8 @@ def _objects(answer: Answer, objects: list[ObjectPrompt]) -> list[dict[str, Any]
 
 
 def _mask_record(mask: Tensor, iou: Tensor) -> dict[str, Any]:
-    code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-    x, y, width, height = rle.toBbox(code).tolist()
-    segmentation = {"size": code["size"], "counts": code["counts"].decode()}
+    (segmentation,) = encode(mask[None])
+    x, y, width, height = rle.toBbox(segmentation).tolist()
     box = [x, y, x + width, y + height]
     return {"score": round(float(iou), 4), "area": int(mask.sum()), "box": box, "segmentation": segmentation}
 

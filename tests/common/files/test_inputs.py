@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from PIL import Image
 
 from common.data.images import read_image
 from common.errors import UserError
-from common.files.inputs import InputFile, find, read_each, reading_note
+from common.files.inputs import ANSWER_PICTURES, InputFile, find, read_each, reading_note
 from common.files.names import answer_file
 from common.files.output import write_answer
+
+ROOT = Path(__file__).parents[3]
 
 
 def names(input: str | Path, problems: list[str] | None = None) -> list[str]:
@@ -203,3 +206,11 @@ def test_a_named_pipe_is_no_image(write: Callable[..., None]) -> None:
     assert unanswered == [f"The image p/a.png cannot be read ({reason}); replace it or remove it."]
     with pytest.raises(UserError, match=r"a.png is neither an image nor a folder"):
         list(read_each("p/a.png", read, unanswered))
+
+
+def test_every_picture_that_a_task_writes_is_known_as_an_answer() -> None:
+    """Otherwise a folder with answers would be read as one with more images."""
+    files = [file for wing in ("detr", "vit", "seq2seq") for file in (ROOT / wing).rglob("*.py")]
+    sources = [file.read_text(encoding="utf-8") for file in files]
+    endings = {found for text in sources for found in re.findall(r'"(\.[a-z]+\.(?:jpg|png|mp4))"', text)}
+    assert ".boxes.jpg" in endings and endings == ANSWER_PICTURES.keys()

@@ -47,7 +47,7 @@ def test_segments_are_those_of_a_plain_loop(seed: int) -> None:
     coarse = 4 * torch.randn(1, count, 3, 3, generator=rng) if count else torch.zeros(1, 0, 3, 3)
     logits = F.interpolate(coarse, size=(6, 8), mode="bilinear")[0] if count else torch.zeros(0, 6, 8)
     scores, size = torch.rand(count, generator=rng), (12, 8) if seed % 2 else (9, 16)
-    ids, segments = panoptic(scores, labels, logits, THINGS, 0.3, size)
+    ids, segments = panoptic(*(x[scores > 0.3] for x in (scores, labels, logits)), THINGS, size)
     expected_ids, expected = plain(scores, labels, logits, 0.3, size)
     assert ids.tolist() == expected_ids
     assert [(s["id"], s["label"], s["area"]) for s in segments] == expected
@@ -57,13 +57,14 @@ def test_stuff_of_a_class_is_one_segment_and_things_are_not() -> None:
     logits = torch.full((4, 4, 8), -5.0)
     for query in range(4):
         logits[query, :, 2 * query : 2 * query + 2] = 5.0
-    ids, segments = panoptic(torch.full((4,), 0.9), torch.tensor([0, 2, 0, 2]), logits, THINGS, 0.5, (4, 8))
+    ids, segments = panoptic(torch.full((4,), 0.9), torch.tensor([0, 2, 0, 2]), logits, THINGS, (4, 8))
     assert ids[0].tolist() == [1, 1, 2, 2, 3, 3, 2, 2]
     assert [(s["label"], s["area"]) for s in segments] == [(0, 8), (2, 16), (0, 8)]
 
 
-def test_without_a_query_above_the_threshold_there_is_no_segment() -> None:
-    ids, segments = panoptic(torch.tensor([0.4]), torch.tensor([0]), torch.ones(1, 4, 4), THINGS, 0.5, (8, 8))
+def test_without_a_query_there_is_no_segment() -> None:
+    none = torch.zeros(0, dtype=torch.long)
+    ids, segments = panoptic(torch.zeros(0), none, torch.ones(0, 4, 4), THINGS, (8, 8))
     assert not ids.any() and ids.shape == (8, 8) and segments == []
 
 
