@@ -1,7 +1,7 @@
 """Build data, task and model from a checked config, and load a checkpoint's weights into the model."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -160,7 +160,7 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path, title: str | 
     classifier, do not match either if the task states of the checkpoint and of the run differ: two classifiers of 80
     classes may be for different classes. Returns a line for the log, followed by a line for each note or warning. The
     first line names the file by `title`, or by its path if `title` is None. Raises UserError when no weight matrix
-    matches.
+    matches, or when a tensor that does not match is one that the model does not train.
     """
     adopted = _read(path, task)
     values.refuse_other_kinds(model, adopted.weights, path)
@@ -173,11 +173,23 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path, title: str | 
         raise UserError(
             f"{path} has no weight matrix that matches the model; give a checkpoint of the same kind and size, or none."
         )
+    _refuse_random_and_fixed(model, missing, path)
     model.load_state_dict(matching, strict=False)
     unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
     loaded = f"weights   {title or path}: {len(matching)} tensors"
     loaded += _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
     return _with_notes(loaded, notes, values.non_finite_note(matching))
+
+
+def _refuse_random_and_fixed(model: nn.Module, missing: Sequence[str], path: Path) -> None:
+    """Raise UserError if parameters that are not trained would keep their random initial values."""
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if names := [name for name in missing if name in fixed]:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UserError(
+            f"{path} has no matching {names[0]}{others}, which the model does not train, so they would stay random; give "
+            "a checkpoint of the same model and classes, or train them (model.frozen=false, model.backbone.frozen=0)."
+        )
 
 
 def _read(path: Path, task: Task) -> Adopted:

@@ -81,6 +81,15 @@ def test_a_frozen_detector_keeps_its_boxes_and_trains_masks(run: Path, door: Doo
     assert after["test/AP"] == pytest.approx(before["test/AP"], abs=1e-9) and "test/mask_AP" in after
 
 
+def test_a_frozen_detector_of_other_classes_is_refused(run: Path, door: Door, tmp_path: Path) -> None:
+    """Its class head would stay random."""
+    data = [*SHORT, *SHAPES[1:], f"data.root={run / 'shapes'}"]  # without the classes of stuff
+    checkpoint = f"checkpoint={run / 'run' / 'checkpoints' / 'best.pt'}"
+    arguments = ["model=detr_masks", "model.frozen=true", *data, checkpoint, f"run_dir={tmp_path / 'other'}"]
+    message = door("train", *arguments, code=2)
+    assert "has no matching class_head" in message and "which the model does not train" in message
+
+
 def test_real_panoptic_images_are_trained_on_and_evaluated(
     door: Door, real_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
