@@ -255,6 +255,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
                 "attention",
                 "detections_per_image",
                 "panoptic_threshold",
+                "panoptic_rule",
                 "stuff",
                 "masks",
                 "frozen",

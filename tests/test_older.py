@@ -247,6 +247,7 @@ def test_every_added_key_of_a_class_exists(choices: list[str]):
                 "predict.detections_per_image",
                 "predict.attention",
                 "predict.panoptic_threshold",
+                "predict.panoptic_rule",
                 "cache",
                 *("masks", "frozen", "stuff", "loss.mask_weight", "loss.dice_weight"),
             )  # users' subclasses, and their yaml, were written before these keys

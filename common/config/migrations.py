@@ -64,6 +64,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "loss.mask_weight": 1.0,
         "loss.dice_weight": 1.0,
         "predict.panoptic_threshold": 0.85,
+        "predict.panoptic_rule": "detr",
     },
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},

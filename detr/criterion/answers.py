@@ -105,9 +105,9 @@ def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
     dict, its outputs are stacked already, and only fp16 and bf16 are converted.
     """
     if isinstance(layers, dict):
-        return {name: _upcast_half(value) for name, value in layers.items()}
+        return {name: upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
-    stacked = {name: _upcast_half(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
+    stacked = {name: upcast_half(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
     return stacked | {name: layers[-1][name] for name in names if name == "real"}
 
 
@@ -164,5 +164,6 @@ def _best_pairs(shares: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     return scores, pairs // classes, pairs % classes
 
 
-def _upcast_half(x: Tensor) -> Tensor:
+def upcast_half(x: Tensor) -> Tensor:
+    """Convert fp16 and bf16 to fp32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -16,7 +16,7 @@ from common.types import Fraction, NonNegativeFloat
 from detr.criterion.answers import Classification, Matches, Outputs, Targets, stack_last_layer, stack_layers
 from detr.criterion.masks import Dice, MaskFocal
 from detr.criterion.matcher import ClassCost, Cost, FocalCost, GiouCost, L1Cost, MatcherOptions, match
-from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
+from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, OnRequest, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ class Criterion:
         targets: Targets,
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
+        on_request: OnRequest | None = None,
     ) -> dict[str, Tensor]:
         """Compute the weighted terms of the answer set `name`; returns the values (L,) of each term by its name.
 
@@ -84,7 +85,8 @@ class Criterion:
         holds the divisor of each term, summed over all batches of the step, by the keys of the method `normalisers`.
         Each layer is matched separately. But if `matches` is given, nothing is matched: the pairs in `matches`, which
         are those of one layer, are used for every layer. A term is omitted if the outputs lack the entry that it reads.
-        A term that is computed for the last layer only is 0 for all other layers. Raises UserError when a term has no
+        A term that is computed for the last layer only is 0 for all other layers, and may also read the outputs of the
+        last layer that `on_request` computes (see `Comparison`). Raises UserError when a term has no
         normaliser.
         """
         outputs = stack_layers(layers)
@@ -93,11 +95,13 @@ class Criterion:
         matches = match(self.costs, outputs, targets) if matches is None else matches.repeat(depth)
         comparisons = {"all": Comparison(outputs, targets, matches)}
         if any(term.layers == "last" for term in self.terms):
-            comparisons["last"] = Comparison(stack_last_layer(layers), targets, matches.of_last_layer(depth))
+            comparisons["last"] = Comparison(
+                stack_last_layer(layers), targets, matches.of_last_layer(depth), on_request
+            )
         values = {}
         for term in self.terms:
             comparison = comparisons[term.layers]
-            if term.reads in comparison.outputs:
+            if comparison.has(term.reads):
                 sums = term(comparison)
                 sums = F.pad(sums, (depth - len(sums), 0)) if term.layers == "last" else sums  # (L,)
                 values[term.name] = term.weight * (sums / _divisor(normalisers, f"{name}.{term.name}"))

@@ -4,7 +4,7 @@ An output row is one prediction of a layer: logits and a box. answers.py defines
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,19 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr.criterion.answers import Matches, Outputs, Targets
+from detr.criterion.answers import Matches, Outputs, Targets, upcast_half
 from detr.criterion.boxes import giou, to_xyxy
+
+OnRequest = Mapping[str, Callable[[Tensor, Tensor], Tensor]]  # (M,) images, (M,) rows -> (M, ...)
 
 
 class Comparison:
     """The inputs of a term: the outputs of L layers, the T objects, and the M matched pairs.
 
-    `answers` caches its results, because several terms read the same output. `mask_pairs` is the cache of
-    detr/criterion/masks.py.
+    `on_request` maps the names of outputs that are computed for the matched rows alone to functions of the indices
+    (M,) of their images and rows. `answers` caches its results, because several terms read the same output.
+    `mask_pairs` is the cache of detr/criterion/masks.py.
     """
 
-    def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
+    def __init__(self, outputs: Outputs, targets: Targets, matches: Matches, on_request: OnRequest | None = None):
         self.outputs, self.targets, self.matches = outputs, targets, matches
+        self.on_request = on_request or {}
         self._gathered: dict[str, Tensor] = {}
         self.mask_pairs: list[tuple[Tensor, Tensor]] | None = None
 
@@ -36,8 +40,14 @@ class Comparison:
     def answers(self, name: str) -> Tensor:
         """Select the output `name` in the row of each pair: (L, B, R, ...) -> (M, ...)."""
         if name not in self._gathered:
-            self._gathered[name] = self.outputs[name][self.rows]
+            given = name in self.outputs
+            values = self.outputs[name][self.rows] if given else self.on_request[name](*self.rows[1:])
+            self._gathered[name] = upcast_half(values)
         return self._gathered[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the outputs include `name`."""
+        return name in self.outputs or name in self.on_request
 
     def objects(self, values: Tensor) -> Tensor:
         """Select the value of each pair's object: values (T, ...) -> (M, ...)."""

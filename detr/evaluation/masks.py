@@ -1,10 +1,8 @@
-"""From mask logits to masks in pixels of the original image: of single detections, and of a panoptic segmentation.
+"""From mask logits to the masks of single detections in pixels of the original image, and their codes and colours.
 
-Carion et al. 2020, arXiv 2005.12872, section 4.4 and appendix A.3. Kirillov et al. 2019 (arXiv 1801.00868) define
-panoptic segmentation: each pixel belongs to at most one segment; "things" are countable, "stuff" is not.
+Carion et al. 2020, arXiv 2005.12872, section 4.4. panoptic_segments.py computes panoptic segmentations.
 
-Differs from the official code: padding is cut off before masks are resized, the ids of segments begin at 1 (0 means "no
-segment"), and stuff of one class stays one segment also after small segments were dropped.
+Differs from the official code: padding is cut off before masks are resized.
 """
 
 from collections.abc import Sequence
@@ -17,7 +15,6 @@ from torch import Tensor
 from detr.criterion.masks import resize_logits
 from detr.data.masks import encode_arrays
 
-MIN_AREA = 5  # pixels of a segment in the original image; smaller ones are dropped
 MASKS_AT_ONCE = 16
 
 
@@ -38,35 +35,6 @@ def instance_masks(
         for part in used.split(MASKS_AT_ONCE)
     ]
     return torch.cat(masks)[inverse]
-
-
-def panoptic(
-    scores: Tensor, labels: Tensor, logits: Tensor, things: Sequence[bool], size: Sequence[int]
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Assign each pixel of an image to the one of n queries with the highest mask logit.
-
-    Args:
-        scores: (n,) score of the class of each query; the caller leaves out queries with low scores.
-        labels: (n,) class index of each query.
-        logits: (n, h, w) mask logits, without padding.
-        things: whether a class, by index, is a thing; queries of the same stuff class form one segment.
-        size: height and width of the original image.
-
-    Returns:
-        The segment ids (H, W) int64 of the original image, 0 where there is no segment, and for each segment a dict
-        with `id`, `label` (class index), `score` and `area` (in pixels of the original image).
-    """
-    kept = torch.arange(len(scores), device=logits.device)
-    while len(kept):
-        first = _first_of_segment(labels[kept].tolist(), things)  # (n,) index of the segment's first query
-        owners = first.to(logits.device)[logits[kept].argmax(0)]  # (h, w)
-        owners = F.interpolate(owners[None, None].float(), size=tuple(size))[0, 0].long().cpu()
-        areas = owners.flatten().bincount(minlength=len(kept))
-        large = (areas >= MIN_AREA)[first]
-        if large.all():
-            return _number(owners, areas, scores[kept].tolist(), labels[kept].tolist())
-        kept = kept[large.to(kept.device)]
-    return torch.zeros(*size, dtype=torch.int64), []
 
 
 def resize_probabilities(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -99,21 +67,3 @@ def number_pixels(masks: Tensor, scores: Tensor) -> Tensor:
 def colours_of(ids: Tensor) -> Tensor:
     """Convert ids (H, W) to the colours (3, H, W), uint8, of COCO's panoptic format: id = R + 256 G + 65536 B."""
     return torch.stack([ids >> shift & 255 for shift in (0, 8, 16)]).byte()
-
-
-def _first_of_segment(labels: Sequence[int], things: Sequence[bool]) -> Tensor:
-    """Return for each query the index of the first query of its segment: itself, or the first of its stuff class."""
-    return torch.tensor([i if things[label] else labels.index(label) for i, label in enumerate(labels)])
-
-
-def _number(
-    owners: Tensor, areas: Tensor, scores: Sequence[float], labels: Sequence[int]
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Number the segments from 1, in the order of their first queries."""
-    firsts = areas.nonzero()[:, 0]
-    ids = torch.zeros_like(areas).index_put((firsts,), torch.arange(1, len(firsts) + 1))
-    segments = [
-        {"id": i, "label": labels[first], "score": scores[first], "area": int(areas[first])}
-        for i, first in enumerate(firsts.tolist(), 1)
-    ]
-    return ids[owners], segments

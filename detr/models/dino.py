@@ -21,6 +21,7 @@ from common.types import Fraction, Layers, Positive
 from detr.models.deformable_detector import DeformableDetector
 from detr.models.detector import BoxHead
 from detr.models.levels import SamplingOptions, SinePositionOptions
+from detr.models.mask_head import MaskQueries
 from detr.models.proposals import ProposalHead, Proposals, select_best
 from detr.models.query_detector import Image, Outputs, Queries
 from detr.models.reference_boxes import boxes_from, encode_boxes
@@ -178,9 +179,9 @@ class Dino(DeformableDetector):
         references = boxes_from(deltas if self.pre_norm else self.box_head(x), guide.references, EPS)
         return {"logits": self.class_head(normalised), "boxes_cxcywh": boxes, "references": references}
 
-    def read_masks(self, x: Tensor, image: Image) -> Tensor:
+    def read_masks(self, queries: MaskQueries, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """See QueryDetector; `decoder.norm` is the identity."""
-        return super().read_masks(self.norm(x), image)
+        return super().read_masks(queries._replace(x=self.norm(queries.x)), rows)
 
     def follow(self, guide: BoxGuide, outputs: Outputs) -> BoxGuide:  # type: ignore[override]
         """Let the next layer refine this layer's boxes (B, Q, 4), without gradients through them."""

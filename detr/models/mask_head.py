@@ -4,7 +4,7 @@ Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv 2005.
 numbers of channels are those of the official code.
 
 Differs: Convolutions and norms read no padding, so the masks of an image do not depend on its batch (unless
-`official_padding`).
+`official_padding`). The first convolution's initial weights on the attention are larger (ATTENTION_GAIN).
 """
 
 import math
@@ -22,6 +22,10 @@ from common.nn.norms import MaskedGroupNorm
 from common.nn.resnet import FeatureMap
 
 GROUPS = 8  # of the norms, or fewer for widths that are not divisible by it
+# The weights of all heads and positions of a query sum to 1, so each is small beside the features of the map, and at
+# first all queries have almost the same mask. Without the gain, the dice loss of small models does not decrease for
+# hundreds of steps (RESULTS.md, "Masks on drawn shapes").
+ATTENTION_GAIN = 64.0
 MAPS_AT_ONCE = 128  # in evaluation: pairs of an image and a query whose maps are computed at the same time
 
 
@@ -31,6 +35,13 @@ class MaskInput(NamedTuple):
     maps: Sequence[FeatureMap]  # of the backbone, the highest resolution first, without the last one
     projected: FeatureMap  # its last map, projected to C channels
     memory: Tensor  # (B, C, H', W') the encoder's output at the positions of `projected`
+
+
+class MaskQueries(NamedTuple):
+    """The queries whose masks can be computed, and the maps of their images."""
+
+    x: Tensor  # (B, Q, C) the last layer's ordinary queries after the final norm
+    image: MaskInput
 
 
 class MaskAttention(nn.Module):
@@ -65,7 +76,10 @@ class MaskHead(nn.Module):
         self.attention = MaskAttention(width, heads)
         narrow = [width // 2 ** (i + 1) for i in range(len(map_channels) + 1)]  # width / 2, width / 4, ...
         channels = [width + heads, width + heads, *narrow]
-        self.convs = nn.ModuleList(_convolution(a, b, 3) for a, b in pairwise(channels))
+        convs = [_convolution(a, b, 3) for a, b in pairwise(channels)]
+        with torch.no_grad():
+            convs[0].weight[:, width:] *= ATTENTION_GAIN
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(MaskedGroupNorm(math.gcd(GROUPS, count), count) for count in channels[1:])
         self.adapters = nn.ModuleList(
             _convolution(a, b, 1) for a, b in zip(reversed(map_channels), narrow, strict=False)
@@ -73,29 +87,34 @@ class MaskHead(nn.Module):
         self.output = _convolution(channels[-1], 1, 3)
         self.official_padding = official_padding
 
-    def forward(self, x: Tensor, image: MaskInput) -> Tensor:
-        """Compute mask logits (B, Q, H, W) of queries x (B, Q, C), in the resolution of the first of the maps.
+    def forward(self, x: Tensor, image: MaskInput, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Compute mask logits of queries x (B, Q, C), in the resolution (H, W) of the first of the maps.
 
-        In evaluation, the queries are computed in chunks, with equal results.
+        `rows` holds the indices (N,) of an image and of a query for each of N masks: (N, H, W). If it is None, the
+        masks of all queries are computed: (B, Q, H, W), in evaluation in chunks of queries, with equal results.
         """
         weights = self.attention(x, image.memory, image.projected.real)  # (B, Q, h, H', W')
+        if rows is not None:
+            return self._refine(weights[rows], image, rows[0])
+        images = torch.arange(x.shape[0], device=x.device)
         count = x.shape[1] if torch.is_grad_enabled() else max(1, MAPS_AT_ONCE // max(1, x.shape[0]))
-        return torch.cat([self._refine(chunk, image) for chunk in weights.split(count, 1)], 1)
+        chunks = []
+        for chunk in weights.split(count, 1):  # (B, q, h, H', W')
+            masks = self._refine(chunk.flatten(0, 1), image, images.repeat_interleave(chunk.shape[1]))
+            chunks.append(masks.unflatten(0, chunk.shape[:2]))
+        return torch.cat(chunks, 1)
 
-    def _refine(self, weights: Tensor, image: MaskInput) -> Tensor:
-        """Attention weights (B, q, h, H', W') of q of the queries -> mask logits (B, q, H, W)."""
-        images, queries = weights.shape[:2]
+    def _refine(self, weights: Tensor, image: MaskInput, images: Tensor) -> Tensor:
+        """Attention weights (N, h, H', W') of queries, and the index (N,) of their images -> mask logits (N, H, W)."""
         maps = [image.projected, *reversed(image.maps)]
-        masks = [self._real(each, queries) for each in maps]
-        features = torch.cat((_repeat(image.projected.features, queries), weights.flatten(0, 1)), 1)
-        x = mask_padding(features, masks[0])
+        masks = [self._real(each, images) for each in maps]
+        x = mask_padding(torch.cat((image.projected.features[images], weights), 1), masks[0])
         for i in (0, 1):
             x = self._block(i, x, masks[0])
         for i, (adapter, finer) in enumerate(zip(self.adapters, maps[1:], strict=True), 1):
-            shape = finer.features.shape[-2:]
-            x = _repeat(adapter(finer.features), queries) + F.interpolate(x, size=shape)
+            x = adapter(finer.features)[images] + F.interpolate(x, size=finer.features.shape[-2:])
             x = self._block(i + 1, mask_padding(x, masks[i]), masks[i])
-        logits: Tensor = self.output(x).unflatten(0, (images, queries))[:, :, 0]
+        logits: Tensor = self.output(x)[:, 0]
         return logits
 
     def _block(self, i: int, x: Tensor, real: Tensor | None) -> Tensor:
@@ -103,15 +122,8 @@ class MaskHead(nn.Module):
         y: Tensor = self.norms[i](self.convs[i](x), real).relu()
         return y
 
-    def _real(self, each: FeatureMap, queries: int) -> Tensor | None:
-        if each.real is None or self.official_padding:
-            return None
-        return _repeat(each.real[:, None], queries)
-
-
-def _repeat(x: Tensor, queries: int) -> Tensor:
-    """Repeat maps for each query: (B, C, H, W) -> (B q, C, H, W)."""
-    return x.repeat_interleave(queries, 0)
+    def _real(self, each: FeatureMap, images: Tensor) -> Tensor | None:
+        return None if each.real is None or self.official_padding else each.real[images, None]
 
 
 def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:

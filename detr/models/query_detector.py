@@ -13,7 +13,7 @@ from common.nn.blocks import Memory
 from common.nn.resnet import Backbone
 from common.weights.backbones import load_weights
 from detr.models.levels import Geometry
-from detr.models.mask_head import MaskInput
+from detr.models.mask_head import MaskInput, MaskQueries
 
 # The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K') with K'
 # logits per row, boxes_cxcywh (B, R, 4) relative to each image, and the outputs of further heads. There are two
@@ -59,7 +59,8 @@ class QueryDetector(nn.Module, ABC):
     task may pass `hints`: inputs built from the targets, for denoising queries or prompts.
 
     If `look` returns a `mask_input`, `mask_head` (detr/models/mask_head.py) computes from it the entry "masks" of the
-    last layer's outputs: mask logits (B, Q, H, W) of the ordinary queries.
+    last layer's outputs: mask logits (B, Q, H, W) of the ordinary queries. In training mode, the entry is
+    "mask_queries" instead, and the loss calls `read_masks` for the matched queries, which are a few of all.
     """
 
     # True: the guide of a layer is computed from the outputs of the layer before. False: all layers get the same guide.
@@ -126,12 +127,16 @@ class QueryDetector(nn.Module, ABC):
             outputs = [dict(zip(stacked, layer, strict=True)) for layer in zip(*stacked.values(), strict=True)]
         outputs = _split_hints(queries, outputs if self.auxiliary else outputs[-1:])
         if image.mask_input is not None:
-            outputs[-1]["masks"] = self.read_masks(states[-1][:, queries.hints :], image)
+            asked = MaskQueries(states[-1][:, queries.hints :], image.mask_input)
+            outputs[-1] |= {"mask_queries": asked} if self.training else {"masks": self.read_masks(asked)}
         return outputs if queries.proposals is None else [{"set": "proposals", **queries.proposals}, *outputs]
 
-    def read_masks(self, x: Tensor, image: Image) -> Tensor:
-        """Compute mask logits (B, Q, H, W) of x (B, Q, C), the last layer's ordinary queries after the final norm."""
-        masks: Tensor = self.mask_head(x, image.mask_input)  # type: ignore[operator]
+    def read_masks(self, queries: MaskQueries, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Compute the mask logits (B, Q, H, W) of all queries, or (N, H, W) of `rows`, the N pairs that are asked for.
+
+        `rows` holds the indices (N,) of an image and of one of its queries for each pair.
+        """
+        masks: Tensor = self.mask_head(*queries, rows)  # type: ignore[operator]
         return masks
 
     def freeze(self) -> None:

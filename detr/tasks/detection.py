@@ -1,6 +1,6 @@
 """The detection task: set loss, detections in pixels of the original image, COCO's metrics."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +28,12 @@ from detr.criterion.boxes import to_cxcywh
 from detr.criterion.masks import resize_logits
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
+from detr.criterion.terms import OnRequest
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
-from detr.evaluation.masks import instance_masks, panoptic
+from detr.evaluation.masks import instance_masks
 from detr.evaluation.panoptic_metric import Segments
+from detr.evaluation.panoptic_segments import panoptic
 from detr.importing import deformable, dino, official
 from detr.tasks.detection_task import DetectionTask
 from detr.tasks.prediction import PredictOptions as PredictOptions
@@ -134,7 +136,8 @@ class Detection(DetectionTask):
         targets = self.targets(batch)
         hints, matches = self.hints(batch, targets) or (None, None)
         outputs = self._forward(model, batch, hints)
-        self._check_outputs(outputs[-1])
+        on_request = _masks_on_request(model, outputs[-1])
+        self._check_outputs(outputs[-1].keys() | on_request.keys(), outputs[-1]["logits"].shape[1])
         self._check_classes(outputs[-1])
         sets = group_by_set(outputs)
         self._check_proposals(sets, normalisers)
@@ -146,21 +149,23 @@ class Detection(DetectionTask):
                 agnostic if name in CLASS_AGNOSTIC else targets,
                 normalisers,
                 matches if name == "hints" else None,
+                on_request if name == "queries" else None,
             )
             for name, layers in sets.items()
         }
         return sum_terms(terms)
 
-    def _check_outputs(self, outputs: Outputs) -> None:
+    def _check_outputs(self, outputs: Set[str], queries: int) -> None:
         """Raise UserError if model and task differ in the number of queries, or if a loss term lacks its output."""
-        queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
                 f"task.queries={self.queries}, but the model has {queries} queries (model.queries); "
                 "give both the same number."
             )
         if missing := [term.name for term in self.criterion.terms if term.reads not in outputs]:
-            raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
+            raise UserError(
+                f"The loss has the terms {missing}, for which the model has no outputs ({sorted(outputs)})."
+            )
 
     def _check_classes(self, outputs: Outputs) -> None:
         """Raise UserError if the classification is "sigmoid" and the number of logits is not that of the classes.
@@ -229,7 +234,8 @@ class Detection(DetectionTask):
             if self.panoptic:
                 kept = scores[i] > self.options.panoptic_threshold
                 resized = resize_logits(logits[i][kept], shape, size)
-                ids, segments = panoptic(scores[i][kept], labels[i][kept], resized, things, original)
+                rule = self.options.panoptic_rule
+                ids, segments = panoptic(rule, scores[i][kept], labels[i][kept], resized, things, original)
                 infos = [{**s, "category_id": self.categories[s["label"]]["id"]} for s in segments]
                 answer["segments"] = Segments(ids, infos)
 
@@ -266,3 +272,12 @@ class Detection(DetectionTask):
             "zero: train longer, start from pretrained weights (checkpoint=FILE or model.backbone.weights), or lower "
             "optimizer.lr."
         ]
+
+
+def _masks_on_request(model: nn.Module, outputs: Outputs) -> OnRequest:
+    """Take the entry "mask_queries" out of a detector's outputs; returns the function that computes their masks."""
+    queries = outputs.pop("mask_queries", None)
+    if queries is None:
+        return {}
+    read_masks: Any = model.read_masks
+    return {"masks": lambda images, rows: read_masks(queries, (images, rows))}

@@ -25,13 +25,14 @@ from detr.data.protocol import DetectionData
 from detr.evaluation.attention import Attended, attended, record, rows
 from detr.evaluation.attention_pictures import Object, draw_encoder, draw_queries
 from detr.evaluation.masks import colours_of, encode, number_pixels
+from detr.evaluation.panoptic_segments import Rule
 from detr.evaluation.pictures import colour, draw, tint
 from detr.tasks.image_input import ImageInput, describe_input, is_video
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The options of prediction. Of them, evaluation uses `detections_per_image` and `panoptic_threshold`.
+    """The options of prediction. Evaluation uses `detections_per_image` and those of panoptic segmentation.
 
     detections_per_image: number of detections of an image, which are then the pairs of a query and a class with the
         highest scores; None = one detection for each query, as in DETR.
@@ -39,7 +40,9 @@ class PredictOptions:
     nms: if two boxes of a class have an IoU above `nms`, the one with the lower score is dropped; None = no box is
         dropped, as in DETR.
     attention: whether pictures of attention are drawn for images, too.
-    panoptic_threshold: minimum score of a query in a panoptic segmentation, in evaluation, too.
+    panoptic_threshold: minimum score of a query in a panoptic segmentation.
+    panoptic_rule: how pixels are assigned to queries, as in DETR or as in MaskFormer
+        (`detr.evaluation.panoptic_segments.panoptic`).
     """
 
     threshold: Fraction
@@ -48,6 +51,7 @@ class PredictOptions:
     nms: Fraction | None = None
     attention: bool = False
     panoptic_threshold: Fraction = 0.85
+    panoptic_rule: Rule = "detr"
 
 
 class DetectionPrediction(ImageInput, ABC):

@@ -146,6 +146,34 @@ def test_masks_are_equal_for_any_number_of_queries_at_once(monkeypatch: pytest.M
     torch.testing.assert_close(results[1], results[2], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["detr", "refined", "dino"])
+def test_masks_of_chosen_queries_and_their_gradients_are_those_among_all(kind: str) -> None:
+    """In training, the loss reads the masks of matched queries alone; an image without objects has none."""
+    built = model(kind).double()
+    images, sizes = batch([image.double() for image in pictures((70, 101), (133, 90), (60, 60))])
+    rows = (torch.tensor([0, 1, 1, 1]), torch.tensor([5, 2, 0, 2]))
+    every = built(images, sizes)[-1]["masks"][rows]
+    built.train()
+    outputs = built(images, sizes)[-1]
+    assert "masks" not in outputs
+    chosen = built.read_masks(outputs["mask_queries"], rows)
+    torch.testing.assert_close(chosen, every, rtol=0, atol=1e-12)
+    direction = torch.randn(every.shape, dtype=torch.float64, generator=generator("direction"))
+    parameters = [parameter for parameter in built.parameters() if parameter.requires_grad]
+    pairs = zip(*(_gradients((x * direction).sum(), parameters) for x in (chosen, every)), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+    none = torch.zeros(0, dtype=torch.long)
+    assert built.read_masks(built(images, sizes)[-1]["mask_queries"], (none, none)).shape == (0, *every.shape[1:])
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    used = [gradient for gradient in gradients if gradient is not None]
+    assert len(used) > len(parameters) // 2
+    return [torch.zeros(()) if gradient is None else gradient for gradient in gradients]
+
+
 def test_the_weights_of_all_heads_and_positions_of_a_query_sum_to_one_and_are_zero_in_padding() -> None:
     torch.manual_seed(0)
     attention = mask_head.MaskAttention(16, 4).double()
@@ -197,8 +225,9 @@ def test_a_frozen_detector_trains_its_mask_head_alone_and_without_dropout(kind: 
     built.train()
     assert built.training and built.mask_head.training
     first, second = (built(images, sizes)[-1] for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in ("logits", "boxes_cxcywh", "masks"))
-    assert first["masks"].requires_grad and not first["boxes_cxcywh"].requires_grad
+    assert all(torch.equal(first[name], second[name]) for name in ("logits", "boxes_cxcywh"))
+    masks, again = (built.read_masks(outputs["mask_queries"]) for outputs in (first, second))
+    assert torch.equal(masks, again) and masks.requires_grad and not first["boxes_cxcywh"].requires_grad
 
 
 def test_freezing_needs_masks_and_a_checkpoint() -> None:
