@@ -188,7 +188,8 @@ def _refuse_random_and_fixed(model: nn.Module, missing: Sequence[str], path: Pat
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise UserError(
             f"{path} has no matching {names[0]}{others}, which the model does not train, so they would stay random; "
-            "give a checkpoint of the same model and classes, or train them (model.frozen=false, model.backbone.frozen=0)."
+            "give a checkpoint of the same model and classes, or train them (model.frozen=false and "
+            "model.backbone.frozen=0)."
         )
 
 
