@@ -29,6 +29,11 @@ SMALL = {
         *("model=detr", "model.width=32", "model.queries=7", "model.dropout=0", "data.train_count=40"),
         *("data.val_count=7", "data.test_count=5", "data.batch_size=5", "trainer.micro_batch=2", "trainer.workers=0"),
     ],
+    "masks": [
+        *("model=dino", "model.masks=true", "data.stuff=true", "model.width=32", "model.queries=7", "model.dropout=0"),
+        *("data.train_count=40", "data.val_count=7", "data.test_count=5", "data.batch_size=5"),
+        *("trainer.micro_batch=2", "trainer.workers=0", "task.predict.panoptic_threshold=0.01"),
+    ],
     "vit": [
         *("model=vit", "model.width=32", "model.layers=2", "model.heads=2", "data.batch_size=16"),
         *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
@@ -50,7 +55,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]
     numbers = [np.base_repr(number, 5) for number in range(6, 125)]
     rows = [f"{' '.join(number)}\t{' '.join(digits[digit] for digit in number)}\n" for number in numbers]
     (folder / "train.tsv").write_text("".join(rows), encoding="utf-8")
-    data = {"detr": f"data.root={folder / 'shapes'}", "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
+    shapes = f"data.root={folder / 'shapes'}"
+    data = {"detr": shapes, "masks": shapes, "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
     return lambda task: [*SMALL[task], *LENGTH, *([data[task]] if task in data else [])]
 
 
@@ -87,8 +93,13 @@ def alone(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     return trained
 
 
-@pytest.mark.parametrize(("world", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")])
-@pytest.mark.parametrize("task", TASKS)
+CUTS = [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")]
+
+
+@pytest.mark.parametrize(
+    ("task", "world", "strategy"),
+    [*((task, *cut) for task in TASKS for cut in CUTS), ("masks", 3, "ddp"), ("masks", 2, "fsdp")],
+)
 def test_any_number_of_ranks_takes_the_same_steps_sharded_or_not(task, world, strategy, line, alone, tmp_path):
     """Batches do not divide evenly, and with three ranks some have fewer micro-batches, or none."""
     outputs = ends(start_ranks(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
@@ -128,7 +139,7 @@ def test_ranks_resume_from_each_others_checkpoints_with_average_and_optimizer(ta
     assert "step_00000020.pt" in outputs[0]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "masks"])
 def test_any_number_of_ranks_evaluates_to_the_same_digits(task, alone, tmp_path):
     """Sets that do not divide evenly, in batches of one and of many, and fewer batches than ranks."""
     checkpoint = f"checkpoint={alone(task) / 'run/checkpoints/best.pt'}"

@@ -15,7 +15,10 @@ class RestrictableMetric(Metric, Protocol):
 
 
 class CombinedMetric:
-    """The values of all `metrics`, which have different names. The table of details is that of the first metric."""
+    """The values of all `metrics`, which have different names.
+
+    The first column of their tables of details names what a row is about, such as a class.
+    """
 
     def __init__(self, metrics: Sequence[RestrictableMetric]) -> None:
         self.metrics = metrics
@@ -40,8 +43,14 @@ class CombinedMetric:
         return {name: value for metric in self.metrics for name, value in metric.compute().items()}
 
     def details(self) -> Sequence[Sequence[Any]]:
-        """Return the first metric's table."""
-        return self.metrics[0].details()
+        """Return the rows and the columns of all tables; where a table lacks a row, its columns are empty."""
+        tables = [[tuple(row) for row in metric.details()] for metric in self.metrics]
+        joined = [(tables[0][0][0], *(name for table in tables for name in table[0][1:]))]
+        cells = [{row[0]: row[1:] for row in table[1:]} for table in tables]
+        for name in dict.fromkeys(name for rows in cells for name in rows):
+            columns = (rows.get(name, ("",) * (len(t[0]) - 1)) for rows, t in zip(cells, tables, strict=True))
+            joined.append((name, *(cell for column in columns for cell in column)))
+        return joined
 
     def write(self, folder: Path) -> None:
         """Write the files of all metrics to `folder`."""

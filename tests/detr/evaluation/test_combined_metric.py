@@ -24,8 +24,8 @@ class Counting:
     def compute(self) -> dict[str, float]:
         return {self.name: float(len(self.calls))}
 
-    def details(self) -> list[tuple[str, int]]:
-        return [(self.name, 1)]
+    def details(self) -> list[tuple[Any, ...]]:
+        return [("name", self.name, "n"), ("cat", 1, 2), ("dog" if self.name == "AP" else "sky", 3, 4)]
 
     def write(self, folder: Path) -> None:
         (folder / self.name).touch()
@@ -38,6 +38,8 @@ def test_every_metric_receives_every_call(tmp_path: Path):
     metric.update({"ids": [7]}, [{"boxes": []}])
     metric.gather()
     assert parts[0].calls == parts[1].calls == [("restrict", 1), ("update", [7], [{"boxes": []}]), ("gather",)]
-    assert metric.compute() == {"AP": 3.0, "PQ": 3.0} and metric.details() == [("AP", 1)]
+    assert metric.compute() == {"AP": 3.0, "PQ": 3.0}
+    header = ("name", "AP", "n", "PQ", "n")
+    assert metric.details() == [header, ("cat", 1, 2, 1, 2), ("dog", 3, 4, "", ""), ("sky", "", "", 3, 4)]
     metric.write(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"AP", "PQ"}
