@@ -67,9 +67,10 @@ def decode(codes: list[Code]) -> NDArray[np.uint8]:
     return masks.transpose(2, 0, 1)
 
 
-def has_pixels(code: Code) -> bool:
-    """Whether a mask has at least one pixel."""
-    return bool(rle.area(code))
+def extent(code: Code) -> NDArray[np.float64]:
+    """Return the box around a mask: x, y, width, height in pixels; all are 0 for a mask without a pixel."""
+    box: NDArray[np.float64] = rle.toBbox(code)
+    return box
 
 
 def show(value: Any) -> str:
@@ -114,7 +115,7 @@ def _encode_runs(segmentation: dict[str, Any], height: int, width: int) -> Code:
         if not all(type(run) is int and run >= 0 for run in counts):
             raise MaskFault(f'has the "counts" {show(counts)}; expected integers of at least 0')
         _check_total(sum(counts), height, width)
-        code: Code = rle.frPyObjects({"size": size, "counts": counts}, height, width)
+        code: Code = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         return code
     text = counts.decode("latin-1") if isinstance(counts, bytes) else counts
     if not isinstance(text, str) or not RLE_CODE.fullmatch(text):
@@ -123,7 +124,7 @@ def _encode_runs(segmentation: dict[str, Any], height: int, width: int) -> Code:
     if runs.min() < 0:
         raise MaskFault(f'has the "counts" {show(text)} with a negative run length; correct them')
     _check_total(int(runs.sum()), height, width)
-    return {"size": size, "counts": text.encode()}
+    return {"size": [height, width], "counts": text.encode()}
 
 
 def _check_total(total: int, height: int, width: int) -> None:

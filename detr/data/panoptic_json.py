@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from detr.data.annotations import NO_NAME, CocoJson
+from detr.data.annotations import NO_NAME, CocoJson, has_usable_area
 from detr.data.masks import decode, show
 from detr.data.panoptic_png import MAX_ID, encode_ids
 
@@ -24,11 +24,11 @@ def to_coco(panoptic_json: Any, path: Path) -> CocoJson:
     """Convert the content of a panoptic JSON to COCO instances JSON, with an annotation for each segment.
 
     An annotation's id is that of its segment, which is unique only in its image. Each image gets the name of its PNG
-    under PNG_KEY. Category, box, area and iscrowd are those of the file, unchecked: `annotations.check` validates them.
+    under PNG_KEY. Category, box and iscrowd are those of the file, unchecked: `annotations.check` validates them.
     The key "annotations" is missing if the file lacks it.
 
     Raises UserError, which names `path`, if the file is not panoptic JSON, if an image has no annotation or two, or if
-    a segment's id is invalid or occurs twice in its image.
+    a segment's id is invalid or occurs twice in its image, or if a segment has no positive area.
     """
     _check_lists(panoptic_json, path)
     for category in panoptic_json["categories"]:
@@ -103,6 +103,11 @@ def _check_entry(entry: dict[str, Any], path: Path) -> None:
             )
     if repeated := next((segment_id for segment_id, count in Counter(ids).items() if count > 1), None):
         raise UserError(f"{where} lists the segment {repeated} twice; ids must differ within an image.")
+    if unmeasured := next((segment for segment in segments if not has_usable_area(segment)), None):
+        raise UserError(
+            f'{where} has the segment {unmeasured["id"]} with the "area" {show(unmeasured.get("area"))}; expected its '
+            "number of pixels, from which the panoptic quality is computed."
+        )
 
 
 def _to_annotation(segment: dict[str, Any], image: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from detr.data import masks
 from detr.data.annotations import CocoJson, name_annotation
 from detr.data.arrays import SplitArrays
 
+MIN_BOX_IOU = 0.5  # of a mask's extent and its box; those of COCO's annotations have 0.8 or more, up to rounding
+
 
 class TargetMasks(Protocol):
     """The masks of the targets in a `SplitArrays`."""
@@ -51,30 +53,52 @@ def encode_masks(coco_json: CocoJson, arrays: SplitArrays, path: Path) -> Encode
 
     Raises UserError, which names the annotation, if a mask is missing, invalid or wholly outside its image.
     """
-    codes, without_pixel = [], []
+    codes: list[bytes] = []
+    extents = np.zeros((len(arrays.positions), 4))  # x, y, width, height
     images = np.repeat(np.arange(len(arrays.ids)), np.diff(arrays.starts))  # (T,) image of each object
-    for image, position in zip(images.tolist(), arrays.positions.tolist(), strict=True):
+    for image, position, extent in zip(images.tolist(), arrays.positions.tolist(), extents, strict=True):
         annotation = coco_json["annotations"][position]
-        name = name_annotation(annotation, position)
         height, width = arrays.sizes[image].tolist()
         try:
             code = masks.encode(annotation.get("segmentation"), height, width)
         except masks.MaskFault as fault:
+            name = name_annotation(annotation, position)
             raise UserError(f"Annotation {name} of {path} {fault}.") from None
         codes.append(code["counts"])
-        if not masks.has_pixels(code):
-            without_pixel.append(name)
+        extent[:] = masks.extent(code)
     return EncodedMasks(
         counts=np.frombuffer(b"".join(codes), np.uint8),
         ends=np.cumsum([0, *map(len, codes)]),
         starts=arrays.starts,
         sizes=arrays.sizes,
-        notes=_describe(without_pixel),
+        notes=_notes(coco_json, arrays, extents),
     )
 
 
-def _describe(without_pixel: list[str]) -> list[str]:
-    if not without_pixel:
-        return []
-    examples = f"annotation {', '.join(without_pixel[:3])}{', ...' if len(without_pixel) > 3 else ''}"
-    return [f"masks without a pixel, because their polygons are too thin: {len(without_pixel)} ({examples})"]
+def _notes(coco_json: CocoJson, arrays: SplitArrays, extents: NDArray[np.float64]) -> list[str]:
+    """Describe masks without a pixel, and masks that lie elsewhere than their boxes; `extents` (T, 4) are in xywh."""
+    empty = extents[:, 2] == 0
+    corners = np.concatenate([extents[:, :2], extents[:, :2] + extents[:, 2:]], axis=1)  # (T, 4) xyxy
+    elsewhere = ~empty & (_box_ious(corners, arrays.boxes.astype(np.float64)) < MIN_BOX_IOU)
+    texts = {
+        "masks without a pixel, whose polygons are too thin or not in pixels": empty,
+        "masks that lie elsewhere than their boxes": elsewhere,
+    }
+    notes = []
+    for text, chosen in texts.items():
+        positions = arrays.positions[chosen].tolist()
+        names = [name_annotation(coco_json["annotations"][position], position) for position in positions[:3]]
+        examples = f"annotation {', '.join(names)}{', ...' if len(positions) > 3 else ''}"
+        notes += [f"{text}: {len(positions)} ({examples})"] if positions else []
+    return notes
+
+
+def _box_ious(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU (T,) of pairs of boxes (T, 4) xyxy in pixels, each enlarged by a pixel on all sides."""
+    grown = np.array([-1, -1, 1, 1])
+    first, second = first + grown, second + grown
+    sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
+    common = sides.clip(min=0).prod(axis=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    ious: NDArray[np.float64] = common / (areas[0] + areas[1] - common)
+    return ious

@@ -116,7 +116,7 @@ class TuSimple:
         points: float32 (n, P, 2) x and y of the points of n lanes, in pixels of `image`.
         valid: boolean (n, P), False where a lane has no point in `image`.
 
-        Raises UserError when the image cannot be decoded, or has fewer rows than its labels.
+        Raises UserError when the image cannot be decoded, or when its labels are those of a larger one.
         """
         labels, file = self.ground_truth(split)[index], self._files[split][index]
         image = self._decoded.get((split, index))
@@ -125,11 +125,7 @@ class TuSimple:
             if self.cache:
                 self._decoded[split, index] = image
         lanes = torch.zeros(0, len(labels.rows)) if labels.lanes is None else torch.from_numpy(labels.lanes).float()
-        if labels.rows[-1] > image.shape[1]:
-            raise UserError(
-                f"{labels.origin}: h_samples has row {labels.rows[-1]:g}, but {file} has {image.shape[1]} rows; give "
-                "the labels of these images."
-            )
+        _check_size(labels, file, *image.shape[1:])
         return self._make_sample(index, file, image, torch.from_numpy(labels.rows), lanes, generator)
 
     def where(self, split: Split, index: int) -> str:
@@ -262,3 +258,18 @@ class TuSimple:
             return Path(images)
         folders = [labels.parent / folder for folder in FOLDERS]
         return next((folder for folder in folders if (folder / raw_file).is_file()), labels.parent)
+
+
+def _check_size(labels: LaneLabels, file: Path, height: int, width: int) -> None:
+    """Raise UserError if the image is too small for its labels: a row or a whole lane is outside of it."""
+    if labels.rows[-1] > height:
+        raise UserError(
+            f"{labels.origin}: h_samples has row {labels.rows[-1]:g}, but {file} has {height} rows; give the labels of "
+            "these images."
+        )
+    for lane in labels.with_points():
+        if (leftmost := lane[lane >= 0].min()) > width:
+            raise UserError(
+                f"{labels.origin}: a lane has no x below {leftmost:g}, but {file} has {width} columns; give the labels "
+                "of these images."
+            )

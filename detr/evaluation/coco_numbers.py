@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 
 from common.errors import UserError
 from detr.data import masks
-from detr.data.annotations import complete
+from detr.data.annotations import complete, things
 from detr.evaluation.coco_evaluators import Dataset, Evaluator, IouType, select_evaluator
 
 SHAPE_KEY = {"bbox": "bbox", "segm": "segmentation"}  # the key of a result's box or mask
@@ -69,6 +69,15 @@ def evaluate_results(
         statistics = evaluate(truth, detections, iou_type)
     numbers = dict(zip(NAMES, statistics.numbers, strict=True))
     return Evaluation(numbers, _class_rows(truth, statistics.precision))
+
+
+def check_masks(ground_truth: dict[str, Any]) -> None:
+    """Raise UserError if `evaluate_results` could not compute the metrics of masks, except for those of stuff.
+
+    A ground truth without annotations, or without any mask, is valid: it gives no numbers, or -1.
+    """
+    if "annotations" in ground_truth:
+        _renumber(things(ground_truth), "segm")
 
 
 def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from common.types import SPLITS
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
+from detr.evaluation.coco_numbers import check_masks
 from detr.evaluation.combined_metric import CombinedMetric
 from detr.evaluation.panoptic_metric import PanopticMetric
 from detr.tasks.prediction import DetectionPrediction, PredictOptions
@@ -55,6 +56,12 @@ class DetectionTask(DetectionPrediction):
         self.data, self.options, self.evaluator = data, predict, evaluator
         self.unanswered: list[str] = []
         self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
+        self._checked_masks: set[Split] = set()  # splits whose ground truth has a valid mask for each annotation
+
+    @property
+    def panoptic(self) -> bool:
+        """Whether answers have `segments`, a panoptic segmentation of the image; False in this class."""
+        return False
 
     @property
     def categories(self) -> list[dict[str, Any]]:
@@ -95,18 +102,18 @@ class DetectionTask(DetectionPrediction):
         self.data.request_masks()
 
     def metric(self, split: Split) -> Metric:
-        """Create a metric for `split`: COCO's, and with masks of panoptic data also the panoptic quality."""
+        """Create a metric for `split`: COCO's and, for a panoptic model and panoptic data, the panoptic quality."""
         coco = self._coco_metric(split)
-        if not self.masks or not any("isthing" in category for category in self.data.categories()):
+        has_kinds = any("isthing" in category for category in self.data.categories())  # things and stuff
+        if not self.panoptic or not has_kinds or not hasattr(self.data, "panoptic_truth"):
             return coco
-        assert hasattr(self.data, "panoptic_truth")
         return CombinedMetric([coco, PanopticMetric(self.data.panoptic_truth(split))])
 
     def _coco_metric(self, split: Split) -> CocoMetric:
         """Create COCO's metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
+        if a mask is missing or invalid, or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
         without names gets: "class" and the id, or "class" and the index.
         """
         truth = self.data.ground_truth(split)
@@ -126,10 +133,23 @@ class DetectionTask(DetectionPrediction):
                     f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate the model on "
                     "data of its own classes, or train on these data from checkpoint=FILE."
                 )
+        self._check_masks(split, truth)
         return CocoMetric(truth, self.categories, self.evaluator)
 
+    def _check_masks(self, split: Split, truth: dict[str, Any]) -> None:
+        """Raise UserError if the model predicts masks, and one that the metrics need is missing or invalid."""
+        if self.masks and split not in self._checked_masks:
+            check_masks(truth)
+            self._checked_masks.add(split)
+
     def split_advice(self, split: Split) -> list[str]:
-        """Return warnings about the annotations of `split`."""
+        """Return warnings about the annotations of `split`; raises UserError for a mask that cannot be evaluated.
+
+        The masks of crowds are needed in val and test only. Those of panoptic data are checked when PNGs are read.
+        """
+        evaluated = split != "train" and self.data.count(split) > 0
+        if self.masks and evaluated and not hasattr(self.data, "panoptic_truth"):
+            self._check_masks(split, self.data.ground_truth(split))
         return list(self.data.advice(split)) if hasattr(self.data, "advice") else []
 
     @abstractmethod

@@ -60,8 +60,10 @@ class PromptPrediction(ABC):
 
         Besides the keys of `collate`, a batch has `names`, `originals` (the image before resizing, uint8 (3, H, W)) and
         `prompts`, each with a list of one item. Images that cannot be read, or that a prompt is outside of, are skipped
-        if there are several, with the reason in `unanswered`; for a single image, UserError is raised.
+        if there are several, with the reason in `unanswered`; for a single image, UserError is raised. It is also
+        raised if there is no prompt.
         """
+        self.options.objects()
         return read_each(input, self._read_file, self.unanswered)
 
     def _read_file(self, file: InputFile) -> Iterator[Batch]:

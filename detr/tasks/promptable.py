@@ -53,6 +53,11 @@ class PromptableMasks(PromptPrediction):
         self.options = predict
         self.unanswered: list[str] = []
         self.per_micro_batch = ("clicks after the first",) if prompting.rounds > 1 else ()
+        if not hasattr(data, "request_masks"):
+            raise UserError(
+                f"data._target_={type(data).__name__} has no masks, which promptable models need; give data with masks "
+                "(data=nested_shapes, shapes, coco or coco_panoptic), or another model."
+            )
         data.request_masks()
 
     def model_arguments(self) -> dict[str, Any]:

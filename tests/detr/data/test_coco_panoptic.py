@@ -139,6 +139,20 @@ def test_a_missing_png_is_named_before_the_first_sample(make_data: Callable[...,
         data.count("train")
 
 
+def test_a_test_set_without_annotations_has_samples_without_segments(
+    make_data: Callable[..., CocoPanoptic], tmp_path: Path
+):
+    make_data()
+    file = tmp_path / "annotations/panoptic_val2017.json"
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    data = make_data_again(tmp_path)
+    (sample, *_) = [data.sample("test", i, None) for i in range(data.count("test"))]
+    assert len(sample["masks"]) == len(sample["boxes"]) == 0 and sample["masks"].shape[1:] == sample["image"].shape[1:]
+    assert data.panoptic_truth("test").files == {} and "annotations" not in data.ground_truth("test")
+
+
 def make_data_again(root: Path) -> CocoPanoptic:
     """A data set of the files in `root` as they are, with masks."""
     keys = [f"data.root={root}", "data.val_count=0"]

@@ -31,7 +31,14 @@ def test_codes_of_both_kinds_are_read_alike():
             assert masks.encode(json.loads(json.dumps(segmentation, default=bytes.decode)), height, width) == expected
         assert masks.run_lengths(expected["counts"]).tolist() == counts
         assert np.array_equal(masks.decode([expected, expected])[1], mask)
-        assert masks.has_pixels(expected) == mask.any()
+        assert (masks.extent(expected)[2] > 0) == mask.any()
+
+
+def test_a_size_may_be_written_with_a_decimal_point():
+    for counts in ([2, 3, 1], "231"):
+        code = masks.encode({"size": [2.0, 3.0], "counts": counts}, 2, 3)
+        assert code["size"] == [2, 3] and masks.decode([code]).sum() == 3
+        assert masks.extent(code).tolist() == [1, 0, 2, 2]
 
 
 def test_run_lengths_above_a_million_are_decoded():
@@ -50,8 +57,8 @@ def test_several_polygons_are_one_mask_that_is_clipped_to_the_image():
 
 def test_a_polygon_that_touches_its_image_is_read_and_a_thin_one_has_no_pixel():
     inside = masks.encode([[-50, -50, -40, -50, -40, -40], [-5, 0, 2, 0, 2, 2]], 10, 10)
-    assert masks.has_pixels(inside)
-    assert not masks.has_pixels(masks.encode([[2.1, 2, 2.2, 2, 2.2, 9]], 10, 10))
+    assert masks.extent(inside)[2] > 0
+    assert masks.extent(masks.encode([[2.1, 2, 2.2, 2, 2.2, 9]], 10, 10))[2] == 0
 
 
 FAULTS: dict[str, tuple[Any, str]] = {

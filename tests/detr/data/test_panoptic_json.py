@@ -67,6 +67,8 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a segment that no colour can name": (segment(id=256**3), 'with the "id" 16777216; expected'),
     "a segment as a number with a fraction": (segment(id=1.5), 'with the "id" 1.5; expected'),
     "a segment twice": (segment(id=7), "lists the segment 7 twice"),
+    "a segment without an area": (segment(area=None), 'has the segment 300 with the "area" null; expected its number'),
+    "a segment with an area of 0": (segment(area=0), 'has the segment 300 with the "area" 0; expected its number'),
     "a category without isthing": (lambda c: c["categories"][0].pop("isthing"), 'has the "isthing" null; expected 1'),
     "isthing as text": (lambda c: c["categories"][1].update(isthing="yes"), 'category 4 of x.json has the "isthing"'),
     "no images": (lambda c: c.pop("images"), 'has no list of "images", so it is not COCO panoptic JSON'),

@@ -150,10 +150,25 @@ def test_an_invalid_mask_is_named_before_the_first_sample(
 def test_masks_without_a_pixel_are_counted(make_data: Callable[..., Coco]):
     thin = [[2.1, 2, 2.2, 2, 2.2, 9]]
     annotations = [*ANNOTATIONS, {**ANNOTATIONS[0], "id": 6, "segmentation": thin}]
-    note = "masks without a pixel, because their polygons are too thin: 1 (annotation 6)"
+    note = "masks without a pixel, whose polygons are too thin or not in pixels: 1 (annotation 6)"
     assert f"train: {note}" in make_data(annotations).summary()
     assert "without a pixel" not in "\n".join(make_data().summary())
     assert "without a pixel" not in "\n".join(make_data(annotations, with_masks=False).summary())
+
+
+def test_masks_that_lie_elsewhere_than_their_boxes_are_counted(make_data: Callable[..., Coco]):
+    """A code of rows instead of columns, as some programs write it, lies elsewhere; a box one pixel off does not."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:15, 10:30] = 1
+    changes = np.flatnonzero(np.diff(mask.ravel(), prepend=0, append=0))
+    by_rows = {"size": [40, 60], "counts": np.diff(changes, prepend=0, append=mask.size).tolist()}
+    annotations = [
+        {**ANNOTATIONS[0], "id": 1, "bbox": [11, 4, 21, 11]},
+        {**ANNOTATIONS[0], "id": 2, "segmentation": by_rows},
+        {**ANNOTATIONS[0], "id": 3, "bbox": [30, 20, 3, 3], "segmentation": [[30, 20, 31, 20, 31, 21, 30, 21]]},
+    ]
+    assert "train: masks that lie elsewhere than their boxes: 1 (annotation 2)" in make_data(annotations).summary()
+    assert not any("elsewhere" in line for line in make_data().summary())
 
 
 def test_masks_of_coco_are_those_that_pycocotools_reads(real_data: Callable[[str], Path]):

@@ -142,13 +142,16 @@ def test_missing_files_are_named_with_the_keys_to_give(tmp_path):
         tusimple(tmp_path, train=LaneFiles(images=None, labels=[])).count("train")
 
 
-def test_a_missing_image_and_one_with_too_few_rows_are_refused(tmp_path):
+def test_a_missing_image_and_one_that_is_smaller_than_its_labels_are_refused(tmp_path):
     official(tmp_path)
     image = tmp_path / "test_set/clips/d/20.jpg"
     data = tusimple(tmp_path)
     Image.new("RGB", (64, 36)).save(image)
     with pytest.raises(UserError, match=r"line 1: h_samples has row 50, but .* has 36 rows"):
         data.sample("test", 0, None)
+    write(tmp_path / "test_set", "test_label.json", ("clips/d/20.jpg", [30, 40, 50], [[-2, 140, 150], [1, 2, 3]]))
+    with pytest.raises(UserError, match=r"line 1: a lane has no x below 140, but .* has 128 columns; give the labels"):
+        tusimple(tmp_path).sample("test", 0, None)
     image.unlink()
     with pytest.raises(
         UserError, match=r"^1 of 1 images of test are missing, the first is .*20.jpg; .*data.test.images"

@@ -121,6 +121,20 @@ def test_a_micro_batch_without_objects_gives_a_loss_of_zero_with_a_gradient() ->
     assert float(loss.detach()) == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def test_data_without_masks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"Lanes has no masks, which promptable models need; give data with masks"):
+        made("data=lanes")
+
+
+def test_a_folder_without_a_prompt_is_refused_once(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    task, _ = made()
+    with pytest.raises(UserError, match=r"give points=x,y or boxes=x,y,x,y"):
+        task.read(str(tmp_path))
+    assert task.unanswered == []
+
+
 def test_a_batch_without_seeds_is_refused() -> None:
     task, model = made()
     batch = task.data.collate(samples(2))
