@@ -40,6 +40,10 @@ def check(
         for position, entry in enumerate(coco_json[key]):
             if not isinstance(entry, dict):
                 raise UserError(f'Entry {position} of "{key}" in {path} is {show(entry)}; expected an object {{...}}.')
+    if any("segments_info" in annotation for annotation in coco_json.get("annotations", [])[:1]):
+        raise UserError(
+            f'{path} is panoptic JSON, because its annotations have "segments_info"; give data=coco_panoptic.'
+        )
     for key in ("images", "categories"):
         if not coco_json[key]:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")

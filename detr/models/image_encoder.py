@@ -19,7 +19,7 @@ NORM_EPS = 1e-6  # of the official code, in blocks and neck
 class ViTOptions:
     """The options of the image encoder.
 
-    Raises UserError if `global_layers` names a block that does not exist.
+    Raises UserError if `global_layers` names a block that does not exist, or if `width` is not divisible by `heads`.
     """
 
     width: Positive
@@ -31,6 +31,8 @@ class ViTOptions:
     drop_path: Fraction  # of the last block; see `Stack`
 
     def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"model.encoder.width={self.width} must be divisible by model.encoder.heads={self.heads}.")
         if self.global_layers and max(self.global_layers) >= self.layers:
             raise UserError(
                 f"model.encoder.global_layers={self.global_layers}: the encoder has the blocks 0 to {self.layers - 1} "

@@ -1,5 +1,7 @@
 """A model of masks for prompts in the manner of SAM (Kirillov et al. 2023, arXiv 2304.02643), with any encoder."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +34,13 @@ class PromptableModel(nn.Module):
         super().__init__()
         if image_size % stride:
             raise UserError(f"model.image_size={image_size}: expected a multiple of the encoder's stride, {stride}.")
+        # The decoder's cross-attention has half the width, and the maps of masks have an eighth of it.
+        if width % (2 * decoder.heads) or width % 8:
+            raise UserError(
+                f"model.width={width} must be divisible by 8 and by twice model.decoder.heads={decoder.heads}."
+            )
+        if mask_channels % 4:
+            raise UserError(f"model.mask_channels={mask_channels} must be divisible by 4.")
         self.image_size = image_size
         self.image_encoder = encoder
         self.prompt_encoder = PromptEncoder(
@@ -69,3 +78,8 @@ class PromptableModel(nn.Module):
         positions = self.prompt_encoder.map_positions()
         masks, ious = self.mask_decoder(features[prompts["image"]] + maps, positions, tokens, real)
         return {"masks": masks, "ious": ious}
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the image encoder and the mask decoder, because `forward` is not what the task calls."""
+        self.image_encoder.compile(*args, **kwargs)
+        self.mask_decoder.compile(*args, **kwargs)

@@ -586,6 +586,12 @@ def test_only_test_may_be_without_annotations(make_data: Callable[..., Coco], tm
             coco(**keys).summary()
 
 
+def test_panoptic_json_is_recognised(make_data: Callable[..., Coco]):
+    segments = {"image_id": 3, "file_name": "3.png", "segments_info": []}
+    with pytest.raises(UserError, match=r"instances.json is panoptic JSON, .*; give data=coco_panoptic\.$"):
+        make_data({**COCO_JSON, "annotations": [segments]}).count("train")
+
+
 def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, make_data: Callable[..., Coco]):
     with pytest.raises(UserError, match=r"data.train.images and data.train.annotations go together"):
         coco(train=Files(images="x", annotations=None))

@@ -131,6 +131,8 @@ def test_a_larger_image_is_refused() -> None:
 
 
 def test_a_global_layer_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.encoder.width=24 must be divisible by model.encoder.heads=5"):
+        ViTOptions(width=24, heads=5, layers=3, feedforward=40, window=4, global_layers=[2], drop_path=0.0)
     with pytest.raises(UserError, match=r"global_layers=\[3\]: the encoder has the blocks 0 to 2"):
         ViTOptions(width=24, heads=3, layers=3, feedforward=40, window=4, global_layers=[3], drop_path=0.0)
 

@@ -121,6 +121,19 @@ def test_a_micro_batch_without_objects_gives_a_loss_of_zero_with_a_gradient() ->
     assert float(loss.detach()) == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.width=36", "model.decoder.heads=2"), r"model.width=36 must be divisible by 8 and by twice .*heads=2"),
+        (("model.decoder.heads=3",), r"model.width=16 must be divisible by 8 and by twice model.decoder.heads=3"),
+        (("model.mask_channels=6",), r"model.mask_channels=6 must be divisible by 4"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made(*overrides)
+
+
 def test_data_without_masks_are_refused() -> None:
     with pytest.raises(UserError, match=r"Lanes has no masks, which promptable models need; give data with masks"):
         made("data=lanes")
@@ -133,6 +146,23 @@ def test_a_folder_without_a_prompt_is_refused_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give points=x,y or boxes=x,y,x,y"):
         task.read(str(tmp_path))
     assert task.unanswered == []
+
+
+@pytest.mark.slow
+def test_a_compiled_model_runs_compiled_code_in_a_step() -> None:
+    task, model = made("task.prompting.rounds=1")
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model.compile(backend=backend)
+    (batch,) = batches([4], task)
+    loss, _ = task.loss(model, batch, task.normalisers(batch))
+    plain, _ = task.loss(made("task.prompting.rounds=1")[1], batch, task.normalisers(batch))
+    torch.testing.assert_close(loss, plain)
+    assert len(graphs) >= 2, "the image encoder and the mask decoder"
 
 
 def test_a_batch_without_seeds_is_refused() -> None:
