@@ -113,8 +113,8 @@ class DetectionTask(DetectionPrediction):
         """Create COCO's metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        if a mask is missing or invalid, or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
-        without names gets: "class" and the id, or "class" and the index.
+        if a mask is missing or invalid, or if `evaluator` is not installed. Names are not compared if the model's are
+        those that an imported file without names gets: "class" and the id, or "class" and the index.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
