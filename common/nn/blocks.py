@@ -29,6 +29,7 @@ class BlockOptions:
     norm_eps: float = 1e-5
     attention_width: int | None = None  # total width of the heads; None means `width`
     attention_bias: bool = True  # whether the attention's projections have a bias
+    qkv_bias: bool | None = None  # whether those of queries, keys and values have one; None means `attention_bias`
     qk_norm: bool = False  # whether to normalise queries and keys; see `Attention`
     layer_scale: float | None = None  # initial value of the learned factor of each output channel; None: no factors
     drop_path: float = 0.0  # probability that a sample skips a sub-layer in training; `Stack` scales it per block
@@ -238,6 +239,7 @@ def _attention(options: BlockOptions) -> Attention:
         heads=options.heads,
         inner_width=options.attention_width,
         projection_bias=options.attention_bias,
+        qkv_bias=options.qkv_bias,
         dropout=options.attention_dropout,
         qk_norm=options.qk_norm,
         norm=options.norm,

@@ -17,7 +17,7 @@ from common.nn.blocks import BlockOptions, Stack
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
 from common.nn.patches import Form, Patches, lecun_normal_
-from common.nn.positions import LearnedGrid, Resampling, resample
+from common.nn.positions import LearnedGrid, Resampling
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
 
 MAX_TOKENS = 2048  # with more, a warning is printed; published models have at most 1,370 (518 pixels, patches of 14)
@@ -193,22 +193,11 @@ class Classifier(nn.Module):
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a checkpoint's tensors with the positions resampled to this model's grid of patches."""
-        table = tensors.get("positions.grid")
-        if table is None or table.ndim != 3:
-            return tensors
-        height, width, _ = self.positions.grid.shape
-        return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
+        return self.positions.adapt(tensors, "positions")
 
     def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
         """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
-        table = tensors.get("positions.grid")
-        if table is None or table.ndim != 3 or table.shape[:2] == self.positions.grid.shape[:2]:
-            return []
-        (old_rows, old_columns), (rows, columns) = table.shape[:2], self.positions.grid.shape[:2]
-        return [
-            f"positions of {old_rows} x {old_columns} patches are resampled to {rows} x {columns} by "
-            f"model.positions.resample={self.positions.resampling}"
-        ]
+        return self.positions.adaptations(tensors, "positions")
 
     def layers(self) -> list[tuple[str, ...]]:
         """List the name prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
