@@ -38,6 +38,7 @@ from common.weights import projections, unwrapping
 from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
 from vit.importing import google, positions
+from vit.importing.classes import class_names, order_note
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
@@ -134,9 +135,9 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
-    if "head.weight" in weights:
-        notes += _order_note(len(weights["head.weight"]), classes)
-    return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out, tuple(notes))
+    head = weights.get("head.weight")
+    notes += order_note(head, classes)
+    return Adopted(weights, {"classes": class_names(head, classes)}, left_out, tuple(notes))
 
 
 def recognise(tensors: dict[str, Any]) -> str:
@@ -234,26 +235,6 @@ def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
     if "head.weight" in weights and weights["head.weight"].shape[1] != width:
         names += [name for name in weights if name.startswith("head.")]
     return names
-
-
-def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
-    if "head.weight" not in weights:
-        return [*classes] if classes else []
-    count = len(weights["head.weight"])
-    return [*classes] if classes and len(classes) == count else [f"class {i}" for i in range(count)]
-
-
-def _order_note(count: int, classes: list[str] | None) -> list[str]:
-    """Return a list with a note on the order that is assumed for the classes of a file's head.
-
-    If the data have another number of classes, nothing is assumed, and the list is empty.
-    """
-    if classes and len(classes) != count:
-        return []
-    names = (
-        f": {', '.join(classes[:3])}{', ...' if count > 3 else ''}" if classes else ", as data.class_order sorts them"
-    )
-    return [f"the file does not name its {count} classes; they are taken to have the order of the data's{names}"]
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:

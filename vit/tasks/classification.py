@@ -28,7 +28,7 @@ from vit.data.protocol import ImageData
 from vit.evaluation import attention_maps, pictures
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
-from vit.importing import adopt as importing
+from vit.importing import formats as importing
 
 # With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training from
 # scratch needs millions of images; later recipes use the 1.3 million of ImageNet.
@@ -109,7 +109,7 @@ class Classification:
             self.data.set_learnt_classes(self._classes)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
+        """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/formats.py.
 
         If the task's classes are known and the file's head has as many outputs, the outputs are assumed to be these
         classes in the same order.
@@ -324,7 +324,7 @@ class Classification:
         return notes
 
     def _is_nameless(self) -> bool:
-        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # importing.adopt gives these names
+        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # importing.classes gives these names
 
     def split_advice(self, split: Split) -> list[str]:
         """Return the data's warnings about `split`."""
