@@ -25,7 +25,7 @@ from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
 from vit.data.protocol import ImageData
-from vit.evaluation import attention_maps, pictures
+from vit.evaluation import attention_maps, pictures, word_attention
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import formats as importing
@@ -41,14 +41,14 @@ class PredictOptions:
     """Options of prediction.
 
     top: number of most probable classes to list.
-    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`) or "rollout" (over the layers
-        from the first to `layer`).
+    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`), "rollout" (over the layers
+        from the first to `layer`) or "words" (of a TNT, inside one patch in the layer `layer`).
     layer: number of a layer, from 0; negative numbers count from the last layer, -1.
     neighbours: k of an additional classification by the k nearest training images in feature space; 0 = none.
     """
 
     top: Positive
-    attention: Literal["none", "maps", "rollout"]
+    attention: Literal["none", "maps", "rollout", "words"]
     layer: int
     neighbours: Count
 
@@ -147,9 +147,10 @@ class Classification:
         """Return one answer (a dict) for each image.
 
         An answer has log_probabilities (K,) in nats, and label (index), name and probability of the most probable
-        class. If the option `attention` is not "none", it also has maps (1 or heads, h, w). If `neighbours` is not 0,
-        it also has nearest, the index of the class that the nearest neighbours predict, or -1 if the image's features
-        are not finite.
+        class. If the option `attention` is not "none", it also has maps (1 or heads, h, w); with "words", they are
+        (W, side, side), and it has the `place` of their patch (vit/evaluation/word_attention.py). If `neighbours` is
+        not 0, it also has nearest, the index of the class that the nearest neighbours predict, or -1 if the image's
+        features are not finite.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -159,7 +160,9 @@ class Classification:
             for s, k in zip(scores, labels, strict=True)
         ]
         extra: dict[str, Any] = {}
-        if self.options.attention != "none":
+        if self.options.attention == "words":
+            extra["maps"], extra["place"] = self._word_attention(model, batch)
+        elif self.options.attention != "none":
             extra["maps"] = self._maps(model, batch)
         if self.options.neighbours:
             extra["nearest"] = self._nearest_classes(model, batch).tolist()
@@ -183,7 +186,7 @@ class Classification:
         (answer,) = self.answers(model, batch)
         classes = self._top_classes(answer)
         if "maps" in answer:
-            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer["maps"]))
+            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer))
         text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
         return Records(
             classes,
@@ -226,6 +229,18 @@ class Classification:
         if self.options.attention == "rollout":
             return attention_maps.rollout(attentions, *tokens)[:, None].cpu()
         return attention_maps.attention_map(attentions[-1], *tokens).cpu()
+
+    def _word_attention(self, model: Any, batch: Batch) -> word_attention.WordAttention:
+        """Compute the attention of words inside one patch of each image, in the layer `layer`.
+
+        Raises UserError if the model has no words, or if it has no layer of this number.
+        """
+        if not hasattr(model, "words"):
+            raise UserError(
+                f"task.predict.attention=words: the patches of {type(model).__name__} have no words, as those of a TNT "
+                "have; use maps or rollout."
+            )
+        return word_attention.attention_inside_patches(model, self._images(model, batch), self.options.layer)
 
     def _nearest_classes(self, model: nn.Module, batch: Batch) -> Tensor:
         """Predict the class of each image from its nearest training images in feature space: int64 (B,).
@@ -278,7 +293,7 @@ class Classification:
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
             write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # an ending that no image has
             if "maps" in answer:
-                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer["maps"])
+                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer)
                 write_picture(picture, answer_file(folder, name, ".attention.png"))
             yield line
 
@@ -356,8 +371,11 @@ class Classification:
         ]
 
 
-def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
-    """Draw the attention maps (1 or heads, h, w) of an image: one map beside the image, or a sheet of all heads."""
+def _draw_attention(image: Tensor, answer: Answer) -> Tensor:
+    """Draw an answer's maps: one map (1, h, w) beside the image, or a sheet of all heads or of the words of a patch."""
+    maps = answer["maps"]
+    if "place" in answer:
+        return word_attention.draw_word_attention(image, maps, answer["place"])
     return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
 
 
