@@ -10,6 +10,8 @@ from torch.export import Dim
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from vit.models.classifier import Classifier
+from vit.models.resnet import ResNet
+from vit.models.tnt import Tnt
 from vit.tasks.classification import Classification
 
 SEED = 0
@@ -29,24 +31,23 @@ class NamedLogits(nn.Module):
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
-    """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
+    """Plan the export of a classifier for any batch size and, if the model's class is known, for other image sizes.
 
-    Heights and widths must be multiples of the patch size. The graph accepts only the image size of the data set if the
-    model's class is not Classifier, or if images of this size have a single row or column of patches.
+    Images have 2 to 4,096 patches in each direction, with sides that are multiples of the patch size. For a ResNet,
+    they have any size with more than one row and column in the last map. The graph accepts only the image size of the
+    data set for a model of another class, or if images of this size have a single row or column.
     """
     data = task.data
     height, width = data.image_size
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
     sizes = [(height, width)]
-    if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
-        p = model.patches.size
-        for name, count in (("height", "rows"), ("width", "columns")):
-            # torch.export treats a length of 1 as a constant, so the minimum is 2. A multiple of a symbolic length
-            # needs an upper bound.
-            dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
+    p, sides = _free_sides(model, (height, width))
+    if sides:
+        dimensions |= sides
         shape = ["batch", data.channels, "height", "width"]
         sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
+        sizes += [(2 * p + 1, 4 * p - 1)] if isinstance(model, ResNet) else []
     example = (height, width) if len(sizes) == 1 else (height + 2 * p, width + 3 * p)
     graph = Graph(
         "model",
@@ -67,6 +68,24 @@ def plan(model: nn.Module, task: Classification) -> Plan:
         return comparisons
 
     return Plan([graph], dimensions, metadata, {}, [], compare)
+
+
+def _free_sides(model: nn.Module, size: tuple[int, int]) -> tuple[int, dict[str, Dimension]]:
+    """Return a step in pixels for examples of other image sizes, and the free dimensions "height" and "width".
+
+    There are no free dimensions if the graph accepts only images of `size`.
+    """
+    if isinstance(model, Classifier | Tnt) and min(model.patches.grid(*size)) > 1:
+        p, names = model.patches.size, (("height", "rows"), ("width", "columns"))
+        # torch.export treats a length of 1 as a constant, so the minimum is 2. A multiple of a symbolic length needs an
+        # upper bound.
+        text = f"multiples of {p} pixels, {2 * p} or more"
+        return p, {name: Dimension(p * Dim(count, min=2, max=4096), text) for name, count in names}
+    if isinstance(model, ResNet) and min(model.grid(*size)) > 1:
+        least = model.stride + 1
+        text = f"{least} pixels or more"
+        return model.stride, {name: Dimension(Dim(name, min=least), text) for name in ("height", "width")}
+    return 1, {}
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
