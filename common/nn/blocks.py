@@ -24,6 +24,7 @@ class BlockOptions:
     dropout: float = 0.0  # on the output of each sub-layer, before the residual addition
     attention_dropout: float = 0.0  # on the attention probabilities
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
+    feedforward_bias: bool = True  # whether the feed-forward's two maps have a bias
     activation: Callable[[], nn.Module] = nn.ReLU
     norm: Norm = "layer"
     norm_eps: float = 1e-5
@@ -76,10 +77,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, options: BlockOptions):
         super().__init__()
-        self.expand = Linear(options.width, options.feedforward)
+        self.expand = Linear(options.width, options.feedforward, options.feedforward_bias)
         self.activation = options.activation()
         self.dropout = Dropout(options.hidden_dropout)
-        self.contract = Linear(options.feedforward, options.width)
+        self.contract = Linear(options.feedforward, options.width, options.feedforward_bias)
 
 
 class Memory(NamedTuple):
