@@ -67,6 +67,8 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     },
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
+    # after 38cfbe8
+    "vit.data.downloads.Downloaded": {"reduction": 1},
     # after bbb4d1c
     "detr.data.shapes.Shapes": {"stuff": False},
     "vit.data.folder.ImageFolder": {
