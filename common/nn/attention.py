@@ -105,8 +105,12 @@ class Attention(nn.Module):
             self.recorded_attention.append(
                 attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
             )
-        compute = materialised_attention if _is_materialised(q, k) else _fused_attention
+        compute = materialised_attention if self.is_materialised(q, k) else _fused_attention
         return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
+
+    def is_materialised(self, q: Tensor, k: Tensor) -> bool:
+        """Whether `attend` uses `materialised_attention` for these projections. A subclass may choose otherwise."""
+        return _is_materialised(q, k)
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.

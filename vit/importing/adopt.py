@@ -37,7 +37,7 @@ from common.task import Adopted
 from common.weights import projections, unwrapping
 from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
-from vit.importing import google, positions
+from vit.importing import google, positions, swin
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
@@ -78,7 +78,9 @@ UNSUPPORTED_PATTERNS = (
     (r"^(backbone\.body|rpn|roi_heads)\.", "a detector of torchvision"),
     (r"decoder_embed|decoder_blocks|decoder\.decoder_|^decoder\.0\.", "a masked autoencoder with its decoder"),
     (r"patch_embed\.backbone|patch_embeddings\.backbone|conv_root/|conv_proj\.conv_", "a hybrid of ResNet and ViT"),
-    (r"^(swin\w*\.|layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
+    (r"cpb_mlp\.", "a Swin Transformer V2"),
+    (r"^swin\w*\.", "a Swin Transformer in transformers' layout"),
+    (r"^(layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
     (r"relative_position_bias|rel_pos|attn\.[qv]_bias$", "a BEiT or another ViT with relative positions"),
     (r"attn_pool\.|MAPHead_\d/|(^|[./])probe$", "a ViT that pools by attention (MAP, as SigLIP)"),
     (r"norm_pre\.|ln_pre\.|pre_layrnorm|^visual\.|^vision_model\.", "a CLIP, with a norm before its blocks"),
@@ -95,6 +97,8 @@ UNSUPPORTED_PATTERNS = (
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
     """Convert the content of another program's file to the weights and class names of our model.
 
+    A Swin Transformer is converted by swin.py, and the rest of this file is about ViTs.
+
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
         classes: names of the data's classes; None if unknown. If the file's head has as many outputs as there are
@@ -107,6 +111,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     Raises UserError for an unsupported file; the message names the format if it is recognised.
     """
     tensors, left_out = unwrap(content)
+    if swin_layout := swin.recognise(tensors):
+        return _adopted(swin.convert(floats(tensors), swin_layout), classes, left_out, [])
     layout = recognise(tensors)
     in_fp32 = floats(tensors)  # before positions are added to tokens, since fp16 and bf16 would round the sums
     parts = (
@@ -134,8 +140,13 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
+    return _adopted(weights, classes, left_out, notes)
+
+
+def _adopted(weights: dict[str, Tensor], classes: list[str] | None, left_out: list[str], notes: list[str]) -> Adopted:
+    """Name the classes of a head, if there is one."""
     if "head.weight" in weights:
-        notes += _order_note(len(weights["head.weight"]), classes)
+        notes = notes + _order_note(len(weights["head.weight"]), classes)
     return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out, tuple(notes))
 
 

@@ -535,8 +535,8 @@ def in_transformers(kind: str, name: str, **changed: Any) -> Callable[[], nn.Mod
 
 STEM = [torchvision.models.vision_transformer.ConvStemConfig(out_channels=8, kernel_size=3, stride=8)]
 REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "timm's Swin": ("a Swin Transformer", published("swin_tiny_patch4_window7_224")),
-    "torchvision's Swin": ("a Swin Transformer", torchvision.models.swin_t),
+    "timm's Swin V2": ("a Swin Transformer V2", published("swinv2_tiny_window8_256")),
+    "torchvision's Swin V2": ("a Swin Transformer V2", torchvision.models.swin_v2_t),
     "transformers' Swin": ("a Swin Transformer", in_transformers("Swin", "ForImageClassification")),
     "distilled DeiT": ("a distilled DeiT", published("deit_tiny_distilled_patch16_224")),
     "transformers' DeiT": ("a distilled DeiT", in_transformers("DeiT", "ForImageClassification")),
