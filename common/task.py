@@ -307,6 +307,12 @@ class OptionalModel(Protocol):
         Nearest training images are searched in this feature space.
         """
 
+    def window_layout(self, layer: int, height: int, width: int, device: torch.device) -> Any:
+        """Return the `common.nn.windows.WindowLayout` of block number `layer`, counted from 0.
+
+        `height` and `width` are those of the images in pixels. Pictures of attention within windows need this method.
+        """
+
     def memory_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the map whose positions, row by row, a detector's queries attend to.
 

@@ -27,14 +27,23 @@ def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int) -> list[
     when the model has no layer of this number.
     """
     names = encoder_attentions(model)
-    if not -len(names) <= layer < len(names):
-        raise UserError(
-            f"there is no layer {layer}: this model has {len(names)} layers; give a number from 0 to "
-            f"{len(names) - 1}, or from -1, the last, to {-len(names)}."
-        )
+    number = layer_number(layer, len(names))
     with record_attention(model) as maps:
         model(images)
-    return [maps[name][-1] for name in names[: layer % len(names) + 1]]
+    return [maps[name][-1] for name in names[: number + 1]]
+
+
+def layer_number(layer: int, count: int) -> int:
+    """Convert the number of a layer, which may be negative, to one from 0 to `count` - 1.
+
+    Raises UserError when there is no layer of this number.
+    """
+    if not -count <= layer < count:
+        raise UserError(
+            f"there is no layer {layer}: this model has {count} layers; give a number from 0 to {count - 1}, or from "
+            f"-1, the last, to {-count}."
+        )
+    return layer % count
 
 
 def encoder_attentions(model: nn.Module) -> list[str]:

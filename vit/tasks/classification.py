@@ -25,7 +25,7 @@ from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
 from vit.data.protocol import ImageData
-from vit.evaluation import attention_maps, pictures
+from vit.evaluation import attention_maps, pictures, window_maps
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
@@ -41,14 +41,15 @@ class PredictOptions:
     """Options of prediction.
 
     top: number of most probable classes to list.
-    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`) or "rollout" (over the layers
-        from the first to `layer`).
+    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`), "rollout" (over the layers
+        from the first to `layer`) or "bias" (the relative position bias of each head in `layer`, in a Swin
+        Transformer).
     layer: number of a layer, from 0; negative numbers count from the last layer, -1.
     neighbours: k of an additional classification by the k nearest training images in feature space; 0 = none.
     """
 
     top: Positive
-    attention: Literal["none", "maps", "rollout"]
+    attention: Literal["none", "maps", "rollout", "bias"]
     layer: int
     neighbours: Count
 
@@ -147,9 +148,10 @@ class Classification:
         """Return one answer (a dict) for each image.
 
         An answer has log_probabilities (K,) in nats, and label (index), name and probability of the most probable
-        class. If the option `attention` is not "none", it also has maps (1 or heads, h, w). If `neighbours` is not 0,
-        it also has nearest, the index of the class that the nearest neighbours predict, or -1 if the image's features
-        are not finite.
+        class. If the option `attention` is "maps" or "rollout", it also has maps (1 or heads, h, w) and, for a model
+        with windows, edges: the rows and columns of the maps at which a window begins. If it is "bias", it also has
+        bias (heads, 2 h - 1, 2 w - 1). If `neighbours` is not 0, it also has nearest, the index of the class that the
+        nearest neighbours predict, or -1 if the image's features are not finite.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -160,7 +162,7 @@ class Classification:
         ]
         extra: dict[str, Any] = {}
         if self.options.attention != "none":
-            extra["maps"] = self._maps(model, batch)
+            extra |= self._attention(model, batch)
         if self.options.neighbours:
             extra["nearest"] = self._nearest_classes(model, batch).tolist()
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
@@ -182,8 +184,8 @@ class Classification:
         batch = self.data.collate([self.data.view(to_image(input, exif_of(self.data)), Path("image"))])
         (answer,) = self.answers(model, batch)
         classes = self._top_classes(answer)
-        if "maps" in answer:
-            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer["maps"]))
+        if _has_attention(answer):
+            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer))
         text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
         return Records(
             classes,
@@ -206,6 +208,20 @@ class Classification:
         with torch.autocast(device.type, enabled=False):
             images: Tensor = self.data.inputs(batch, device)
         return images
+
+    def _attention(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Compute what pictures of attention need: lists and tensors by name, with an entry for each image."""
+        if self.options.attention == "bias":
+            return {"bias": [window_maps.bias_maps(model, self.options.layer)] * len(batch["ids"])}
+        if not hasattr(model, "window_layout"):
+            return {"maps": self._maps(model, batch)}
+        if self.options.attention == "rollout":
+            raise UserError(
+                f"task.predict.attention=rollout: the layers of {type(model).__name__} have different tokens, which "
+                "rollout cannot combine; use task.predict.attention=maps."
+            )
+        maps, edges = window_maps.window_maps(model, self._images(model, batch), self.options.layer)
+        return {"maps": maps.cpu(), "edges": [edges] * len(maps)}
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
         """Compute the attention to each patch from the class token or, without one, on average from all patches.
@@ -277,8 +293,8 @@ class Classification:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
             write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # an ending that no image has
-            if "maps" in answer:
-                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer["maps"])
+            if _has_attention(answer):
+                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer)
                 write_picture(picture, answer_file(folder, name, ".attention.png"))
             yield line
 
@@ -356,9 +372,18 @@ class Classification:
         ]
 
 
-def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
-    """Draw the attention maps (1 or heads, h, w) of an image: one map beside the image, or a sheet of all heads."""
-    return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
+def _has_attention(answer: Answer) -> bool:
+    return "maps" in answer or "bias" in answer
+
+
+def _draw_attention(image: Tensor, answer: Answer) -> Tensor:
+    """Draw the maps (1 or heads, h, w) or biases in an answer: one map beside the image, or a sheet of all heads."""
+    if "bias" in answer:
+        return pictures.draw_biases(answer["bias"])
+    maps, edges = answer["maps"], answer.get("edges")
+    if edges is None and len(maps) == 1:
+        return pictures.draw_heat_map(image, maps[0])
+    return pictures.draw_attention_sheet(image, maps, edges or ((), ()))
 
 
 def _first_names(names: list[str]) -> str:
