@@ -10,6 +10,7 @@ from torch.export import Dim
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from vit.models.classifier import Classifier
+from vit.models.swin import Swin
 from vit.tasks.classification import Classification
 
 SEED = 0
@@ -31,22 +32,27 @@ class NamedLogits(nn.Module):
 def plan(model: nn.Module, task: Classification) -> Plan:
     """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
 
-    Heights and widths must be multiples of the patch size. The graph accepts only the image size of the data set if the
-    model's class is not Classifier, or if images of this size have a single row or column of patches.
+    Heights and widths must be multiples of the patch size. With k stages, a Swin Transformer needs at least 2^k + 1
+    patches, so that no map has a single row. The graph accepts only the image size of the data set if the model's class
+    is neither Classifier nor Swin, or if images of this size have fewer patches.
     """
     data = task.data
     height, width = data.image_size
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
     sizes = [(height, width)]
-    if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
+    least = 2 ** len(model.stages) + 1 if isinstance(model, Swin) else 2  # patches in each direction
+    if isinstance(model, Classifier | Swin) and min(height, width) >= least * model.patches.size:
         p = model.patches.size
         for name, count in (("height", "rows"), ("width", "columns")):
             # torch.export treats a length of 1 as a constant, so the minimum is 2. A multiple of a symbolic length
             # needs an upper bound.
-            dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
+            dimensions[name] = Dimension(
+                p * Dim(count, min=least, max=4096), f"multiples of {p} pixels, {least * p} or more"
+            )
         shape = ["batch", data.channels, "height", "width"]
-        sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
+        low = least * p
+        sizes += [(low, low + p), (height + p, width), (height, 2 * width), (low + 3 * p, low)]
     example = (height, width) if len(sizes) == 1 else (height + 2 * p, width + 3 * p)
     graph = Graph(
         "model",

@@ -40,6 +40,7 @@ SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "
 SMALL_DEFORMABLE = ("model.width=16", "model.heads=2", "model.feedforward=24", "model.decoder_layers=2")
 SMALL = {
     "vit": [*SMALL_VIT, "model.registers=1"],
+    "swin": ["model=swin", "model.width=16", "model.heads=[2,2]", "model.window=3"],
     "detr": [
         *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "model.queries=7"),
         *("model.encoder_layers=1", "model.decoder_layers=2"),
@@ -57,7 +58,7 @@ SMALL = {
 def save_checkpoint(path: Path, wing: str, *changes: str) -> Path:
     """Write a checkpoint of a small model with random tensors."""
     config = configure("train", [*SMALL[wing], *changes])
-    if wing == "vit":
+    if wing in ("vit", "swin"):
         task: dict[str, Any] = {"classes": ["ant", "bee", "cat"]}
         arguments: dict[str, Any] = {"classes": 3, "channels": 1, "image_size": (8, 8)}
     elif wing in ("deformable", "dino"):
@@ -187,10 +188,11 @@ def test_an_exported_classifier_gives_our_probabilities(export_once, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_exported_classifier_takes_sizes_that_were_not_compared(export_once, form):
-    exported = export_once("vit")
+@pytest.mark.parametrize("model", ["vit", "swin"])
+def test_an_exported_classifier_takes_sizes_that_were_not_compared(export_once, model, form):
+    exported = export_once(model)
     call = load_function(exported.folder, "model", form)
-    for shape in ((1, 1, 4, 4), (7, 1, 22, 6), (2, 1, 8, 30)):
+    for shape in ((1, 1, 6, 6), (7, 1, 22, 6), (2, 1, 8, 30)):
         images = torch.randn(shape, generator=generator("sizes", *shape))
         with torch.no_grad():
             torch.testing.assert_close(call(images)[0], exported.model(images), **TOLERANCE)
@@ -274,6 +276,7 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("vit", ["model.pooling=mean_then_norm", "model.embedding=multiply", "model.blocks.qk_norm=true"]),
         ("vit", ["model.positions.resample=bilinear_corners", "model.representation=5", "model.patch_size=4"]),
         ("vit", ["model.patch_size=8"]),  # a grid of one patch, which tracing specialises
+        ("swin", ["model.patch_size=2", "model.depths=[1,2,1]", "model.heads=[1,2,4]"]),
         ("detr", ["model.positions.kind=learned", "model.pre_norm=false", "model.auxiliary=false"]),
         ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
