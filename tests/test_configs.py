@@ -251,6 +251,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
             offered = key == "logits"  # by the task, so it is no config key
             # Users' subclasses and their yaml may be older than these.
             added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
+            added |= key in ("distillation", "distillation_token")
             of_detr = (
                 "attention",
                 "detections_per_image",

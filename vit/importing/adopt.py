@@ -1,4 +1,4 @@
-"""Import ViT checkpoints of torchvision, timm (including DeiT, MAE and DINOv2), transformers and Google (.npz).
+"""Import ViT checkpoints of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
 Tensors get this project's names and shapes, and the model computes the same function. The projections of queries, keys
 and values are joined into one matrix, with zeros for missing biases. If a file has position embeddings for registers,
@@ -73,10 +73,10 @@ GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
 # Patterns of tensor names, each with the unsupported model that it identifies; the first pattern that matches decides.
 UNSUPPORTED_PATTERNS = (
-    (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
+    (r"dist_token|distillation_token", "a distilled DeiT without the head of its distillation token"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
     (r"^(backbone\.body|rpn|roi_heads)\.", "a detector of torchvision"),
-    (r"decoder_embed|decoder_blocks|decoder\.decoder_|^decoder\.0\.", "a masked autoencoder with its decoder"),
+    (r"^decoder\.0\.", "a masked autoencoder with another decoder (SimMIM)"),
     (r"patch_embed\.backbone|patch_embeddings\.backbone|conv_root/|conv_proj\.conv_", "a hybrid of ResNet and ViT"),
     (r"^(swin\w*\.|layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
     (r"relative_position_bias|rel_pos|attn\.[qv]_bias$", "a BEiT or another ViT with relative positions"),
@@ -173,6 +173,8 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
     norm = "pooled_norm" if "pooled_norm.weight" in parts else "encoder.norm"
     required = ["patches.weight", "patches.bias"]
     required += [f"{block}{name}" for block in blocks for name in in_block] + [f"{norm}.weight", f"{norm}.bias"]
+    if "distillation_token" in parts and "head.weight" in parts:
+        required += ["distillation_head.weight", "distillation_head.bias"]
     if not {"positions", "positions.grid"} & parts.keys():
         return "no learned positions"
     return next((f"nothing for {name}" for name in required if name not in parts), None)
@@ -194,26 +196,32 @@ def _with_our_shapes(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert tokens and positions to this project's shapes; returns all weights, and notes on the positions.
 
-    The shapes are (C,) for the class token and its position, (R, C) for registers, and (h, w, C) for the positions of
-    patches. `configured` is the grid of patches for the config's image size, or None if unknown. The notes tell how an
-    ambiguous table of positions was read.
+    The shapes are (C,) for the class token, the distillation token and their positions, (R, C) for registers, and
+    (h, w, C) for the positions of patches. `configured` is the grid of patches for the config's image size, or None if
+    unknown. The notes tell how an ambiguous table of positions was read.
     """
     weights, notes = dict(parts), list[str]()
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
+    distillation = weights.pop("distillation_token").flatten() if "distillation_token" in weights else None
+    tokens = (token is not None) + (distillation is not None)
     registers = weights.pop("registers", torch.empty(0)).reshape(-1, _width(parts))  # (1, R, C) -> (R, C)
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
-        before, grid, notes = positions.read_grid(len(rows), token is not None, len(registers), configured)
+        before, grid, notes = positions.read_grid(len(rows), tokens, len(registers), configured)
         weights["positions.grid"] = rows[before:].reshape(*grid, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
-        if len(registers) and before == (token is not None) + len(registers):
+        if distillation is not None and before:
+            weights["distillation_position"] = rows[1]
+        if len(registers) and before == tokens + len(registers):
             registers = registers + rows[before - len(registers) : before]
     if token is not None and "pooled_norm.weight" in weights:  # the model pools the mean of the patches
         token = token + weights.pop("positions.token", torch.zeros(()))
         registers, token = torch.cat([token[None], registers]), None
     if token is not None:
         weights["class_token"] = token
+    if distillation is not None:
+        weights["distillation_token"] = distillation
     if len(registers):
         weights["registers"] = registers
     return weights, notes

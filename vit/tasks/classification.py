@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from common.data import batching
 from common.data.image_objects import exif_of, to_image
 from common.data.images import read_image
-from common.data.names import composed
+from common.data.names import composed, first_names
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
+from common.nn.distillation import DistillationOptions, distillation_loss
 from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, check_batch, draw_on, predict_each
 from common.report.tiles import add_caption
-from common.task import Adopted, Answer, Batch, Goal, Split
+from common.task import Adopted, Answer, Batch, Goal, Split, Teacher
 from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
@@ -29,6 +30,7 @@ from vit.evaluation import attention_maps, pictures
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
+from vit.tasks.distillation import check_teacher, logits_of_heads, mean_logits, teacher_logits
 
 # With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training from
 # scratch needs millions of images; later recipes use the 1.3 million of ImageNet.
@@ -69,8 +71,17 @@ class Classification:
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
     state_schema = ClassificationState
 
-    def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
+    def __init__(
+        self,
+        *,
+        data: ImageData,
+        loss: LossOptions,
+        predict: PredictOptions,
+        distillation: DistillationOptions | None = None,  # users' tasks and their yaml may be older than this key
+    ):
         self.data, self.loss_options, self.options = data, loss, predict
+        self.distillation = distillation
+        self.teacher: Teacher | None = None
         self._classes: list[str] | None = None
         self.unanswered: list[str] = []
         self._neighbours: NeighbourClassifier | None = None
@@ -81,6 +92,20 @@ class Classification:
         if self._classes is None:
             self._classes = list(self.data.classes())
         return self._classes
+
+    @property
+    def teacher_file(self) -> str | None:
+        """The checkpoint of the teacher (`distillation.teacher`); None without distillation."""
+        return self.distillation.teacher if self.distillation else None
+
+    def set_teacher(self, teacher: Teacher) -> list[str]:
+        """Store the teacher for `loss`; returns notes for the log.
+
+        Raises UserError if the teacher has other classes or needs other images; see vit/tasks/distillation.py.
+        """
+        notes = check_teacher(teacher, self.classes, self.data)
+        self.teacher = teacher
+        return notes
 
     def model_arguments(self) -> dict[str, Any]:
         """Return the model's arguments that the data determine: number of classes, channels, (height, width)."""
@@ -135,12 +160,25 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's part of the step's mean cross-entropy, in nats; see vit/criterion/cross_entropy.py.
 
-        This part is the sum over the batch divided by the number of images of the whole step. The returned dict is
-        empty, because the loss has no other terms.
+        This part is the sum over the batch divided by the number of images of the whole step. Without a teacher, the
+        returned dict is empty, because the loss has no other terms. With a teacher, its parts are "labels", the
+        cross-entropy, and "teacher", the loss of distillation, each divided in the same way and without its weight
+        (common/nn/distillation.py). The class head learns from the labels and the distillation head from the teacher; a
+        model with one head learns from both. Without a teacher, the mean of both heads' logits learns from the labels.
         """
-        logits = self._forward(model, batch)
+        images = self._images(model, batch)
+        outputs = model(images)
+        logits, student = logits_of_heads(outputs) if self.teacher else (mean_logits(outputs),) * 2
         targets = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
-        return loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"], {}
+        of_labels = loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"]
+        if self.teacher is None or self.distillation is None:
+            assert self.teacher_file is None, "assembly provides the teacher before the first step"
+            return of_labels, {}
+        teacher = teacher_logits(self.teacher, images)
+        of_teacher = distillation_loss(self.distillation, student, teacher).sum() / normalisers["images"]
+        weight = self.distillation.weight
+        parts = {"labels": of_labels.detach(), "teacher": of_teacher.detach()}
+        return (1 - weight) * of_labels + weight * of_teacher, parts
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
@@ -304,13 +342,13 @@ class Classification:
         reordered = not same and sorted(names) == sorted(learnt)
         if reordered and hasattr(self.data, "class_order"):
             raise UserError(
-                f"The data have the classes of this model in another order ({_first_names(classes)} instead of "
-                f"{_first_names(self.classes)}); give data.class_order as it was in training, string or natural."
+                f"The data have the classes of this model in another order ({first_names(classes)} instead of "
+                f"{first_names(self.classes)}); give data.class_order as it was in training, string or natural."
             )
         if not same and not (self._is_nameless() and len(classes) == len(self.classes)):
             raise UserError(
-                f"The data have {len(classes)} classes ({_first_names(classes)}), and this model has learnt "
-                f"{len(self.classes)} ({_first_names(self.classes)}); evaluate it on data of its own classes, or train "
+                f"The data have {len(classes)} classes ({first_names(classes)}), and this model has learnt "
+                f"{len(self.classes)} ({first_names(self.classes)}); evaluate it on data of its own classes, or train "
                 "on these data from checkpoint=FILE."
             )
         return ClassificationMetric(classes, self.data.count(split))
@@ -359,7 +397,3 @@ class Classification:
 def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
     """Draw the attention maps (1 or heads, h, w) of an image: one map beside the image, or a sheet of all heads."""
     return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
-
-
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
