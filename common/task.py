@@ -50,6 +50,15 @@ class Adopted(NamedTuple):
     notes: tuple[str, ...] = ()  # sentences for the log: how an ambiguous file was interpreted
 
 
+class Teacher(NamedTuple):
+    """A trained model from whose outputs another model learns (distillation; Hinton et al. 2015, arXiv 1503.02531)."""
+
+    model: nn.Module  # on the run's device, in evaluation mode; its parameters have no gradients
+    task: Any  # the task of its checkpoint, which holds the names of its classes, or its tokenizers
+    title: str  # for the log: the file, the step, and whether the weights are averaged
+    digest: str  # of the weights: a run is only resumed with a teacher of the same digest
+
+
 class Data(Protocol):
     """A data set with its splits. The constructor opens no file."""
 
@@ -238,9 +247,22 @@ class OptionalTask(Protocol):
     state_schema: type
     """The types of `state`: a TypedDict, by which a checkpoint's state is checked before `restore` and `inherit`."""
 
+    teacher_file: str | None
+    """The checkpoint of the teacher, from the key task.distillation.teacher; None for a task without distillation. At
+    the start of training, common/train/assembly.py loads it and calls `set_teacher`."""
+
+    teacher: Teacher | None
+    """The teacher; None without distillation, and always None in evaluation and prediction."""
+
     unanswered: list[str]
     """A sentence for each input that `read` or `answers` left without an answer, with the reason. predict.py prints the
     sentences at its end."""
+
+    def set_teacher(self, teacher: Teacher) -> Sequence[str]:
+        """Store the teacher for `loss`; returns notes for the log.
+
+        Raises UserError if the teacher does not suit the task, for instance because it has other classes.
+        """
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
@@ -305,6 +327,12 @@ class OptionalModel(Protocol):
         """Compute the inputs of the model's head: images (B, channels, H, W) -> (B, C).
 
         Nearest training images are searched in this feature space.
+        """
+
+    def window_layout(self, layer: int, height: int, width: int, device: torch.device) -> Any:
+        """Return the `common.nn.windows.WindowLayout` of block number `layer`, counted from 0.
+
+        `height` and `width` are those of the images in pixels. Pictures of attention within windows need this method.
         """
 
     def memory_grid(self, height: int, width: int) -> tuple[int, int]:

@@ -38,6 +38,7 @@ SUITES = {
     "detr": "scripts.benchmarks.detr",
     "deformable": "scripts.benchmarks.deformable",
     "vit": "scripts.benchmarks.vit",
+    "swin": "scripts.benchmarks.swin",
     "seq2seq": "scripts.benchmarks.seq2seq",
     "coco": "scripts.benchmarks.coco",
 }

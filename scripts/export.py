@@ -38,18 +38,24 @@ from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.cnn_detection import CnnDetection
 from detr.tasks.detection import Detection
-from scripts.exporting import classification, detection, graphs, translation, whole_folder
+from scripts.exporting import classification, detection, graphs, image_modelling, translation, whole_folder
 from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
+from vit.tasks.image_modelling import ImageModelling
 
 # The largest accepted difference between outputs. For logits, the difference is divided by the logits' largest
 # deviation from their mean. For probabilities and relative coordinates, it is absolute. For tokenizers, it is the
 # fraction of texts with different results. Adding fp32 numbers in another order gives differences of about 1e-6.
 # Approximating GELU by tanh, or resampling position embeddings by another method, gives more than 1e-4.
 TOLERANCE = 1e-4
-PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
+PLANNERS = {
+    Detection: detection.plan,
+    Classification: classification.plan,
+    ImageModelling: image_modelling.plan,
+    Translation: translation.plan,
+}
 
 
 class OutputMismatchError(Exception):

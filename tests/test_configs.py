@@ -24,7 +24,7 @@ MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experimen
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
 STATES: dict[str, dict[str, Any]] = {  # each wing's task state, as in a checkpoint, so that no data are read
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
-    "vit": {"classes": ["cat", "dog", "emu"]},
+    "vit": {"classes": ["cat", "dog", "emu"], "palette": [[-1.0], [0.0], [1.0]], "lossless": True},
     "seq2seq": {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]},
 }
 DATA = compose.choices_of("data")
@@ -251,6 +251,8 @@ def test_no_constructor_has_a_default(path: str) -> None:
             offered = key == "logits"  # by the task, so it is no config key
             # Users' subclasses and their yaml may be older than these.
             added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
+            added |= key == "reduction"
+            added |= key in ("distillation", "distillation_token")
             of_detr = (
                 "attention",
                 "detections_per_image",

@@ -24,12 +24,14 @@ MAX_INT8_DISTANCE = 0.15
 HEADS = ("head", "class_head", "box_head", "output")
 SMALL = {
     "vit": ["model.layers=2"],
+    "swin": ["model.patch_size=2"],
     "seq2seq": ["model.encoder_layers=1", "model.decoder_layers=1"],
     "detr": ["model.encoder_layers=1", "model.decoder_layers=1"],
 }
 MODELS = {
     "vit": [],
     "vit, multiply": ["model.embedding=multiply", "model.representation=24", "model.blocks.qk_norm=true"],
+    "swin": [],
     "seq2seq": [],
     "seq2seq, untied": ["model.tied=none", "model.output_bias=true"],
     "detr": [],
@@ -54,7 +56,7 @@ def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
     torch.manual_seed(0)
     name, rng = request.param.partition(",")[0], generator("inputs")
     section = configure("train", [f"model={name}", *SMALL[name], *MODELS[request.param]])["model"]
-    if name == "vit":
+    if name in ("vit", "swin"):
         pixels = torch.randn(16, 1, 8, 8, generator=rng)
         return randomised(build(section, classes=10, channels=1, image_size=(8, 8))), lambda model: model(pixels)
     if name == "detr":

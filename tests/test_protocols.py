@@ -9,12 +9,13 @@ from seq2seq.data.protocol import TextData
 from seq2seq.tokenizers.bpe import Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
 from seq2seq.tokenizers.protocol import TextTokenizer
-from vit.data.protocol import ImageData
+from vit.data.protocol import ImageData, NormalisedImages
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
+    ("vit", NormalisedImages): ("digits_plain", "fashion_mnist", "cifar10", "imagefolder_32"),
 }
 
 

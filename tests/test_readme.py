@@ -86,9 +86,10 @@ def test_links_and_configs_that_a_page_names_exist(name):
 
 def test_keys_that_a_page_names_exist():
     choices = [("detr_r50", "shapes"), ("detr", "coco"), ("vit", "digits"), ("vit", "imagefolder"), ("seq2seq", "cldr")]
+    choices += [("igpt", "fashion_mnist")]
     choices += [("vit", "cifar10"), ("seq2seq", "parallel_text"), ("detr", "voc"), ("detr", "csv"), ("dino", "coco")]
     choices += [("deformable_detr", "coco"), ("faster_rcnn", "shapes"), ("promptable", "nested_shapes")]
-    choices += [("lstr", "tusimple")]
+    choices += [("lstr", "tusimple"), ("tnt", "digits"), ("cnn", "digits"), ("swin", "digits"), ("mae", "digits")]
     known = set().union(*(keys(configure("train", [f"model={model}", f"data={data}"])) for model, data in choices))
     key = re.compile(r"(?<![\w./])((?:data|model|task|trainer|optimizer|schedule)(?:\.[a-z_0-9]+)+)(?==|`)")
     named = {name for page in PAGES.values() for name in key.findall(page)}

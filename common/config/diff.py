@@ -5,7 +5,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, CHANGED_CUTS, MOVED_CLASSES
+from common.config.migrations import (
+    ADDED_CLASS_KEYS,
+    ADDED_KEYS,
+    CHANGED_CUTS,
+    MOVED_CLASSES,
+    with_class_keys,
+)
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
@@ -28,6 +34,9 @@ CHANGEABLE_KEYS = (
 # Keys that hold paths of the data. They may change when a run is resumed, if digests of the data in the checkpoint show
 # that the data are the same.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
+# The key of the teacher's file. It may change when a run is resumed, if the digest of the teacher's weights in the
+# checkpoint shows that the teacher is the same.
+TEACHER_PATH = "task.distillation.teacher"
 # Keys that say how val and test are cut from train. When a run is resumed, these keys are not compared. Instead, the
 # digests of the resulting splits and the number of train samples are compared. So a run can be resumed even if a later
 # version has changed the keys' defaults.
@@ -57,9 +66,9 @@ def differences(before: dict[str, Any], after: dict[str, Any], ignore: Sequence[
     """List the differences between two configs, each as "model.heads was 4 and is 8".
 
     Keys in `ignore`, and keys of the sections in `ignore`, are left out. The precision `auto` counts as equal to every
-    other precision.
+    other precision, and a missing key of ADDED_CLASS_KEYS as its value there.
     """
-    old, new = flatten(before), flatten(after)
+    old, new = flatten(with_class_keys(before)), flatten(with_class_keys(after))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _is_under(key, ignore)]
     # A run stores the precision to which auto resolved; a command with auto resumes with the stored one.
     changed = [key for key in changed if key != PRECISION or "auto" not in (old.get(key), new.get(key))]

@@ -68,12 +68,19 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     },
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
+    # after 38cfbe8
+    "vit.data.downloads.Downloaded": {"reduction": 1},
     # after bbb4d1c
     "detr.data.shapes.Shapes": {"stuff": False},
     "vit.data.folder.ImageFolder": {
         **{"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},
         "cache": False,
     },
+    # after 38cfbe8
+    "vit.tasks.classification.Classification": {
+        "distillation": {"teacher": None, "kind": "hard", "weight": 0.5, "temperature": 1.0},  # there was no teacher
+    },
+    "vit.models.classifier.Classifier": {"distillation_token": False},
     "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
 }
 
@@ -154,6 +161,18 @@ def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict):
             section.update(MERGED_CLASSES.get(str(section.get("_target_")), {}))
     update_names(config)
+    for section in config.values():
+        if isinstance(section, dict):
+            _add_class_keys(section)
+    return config
+
+
+def with_class_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config whose sections have all keys of ADDED_CLASS_KEYS.
+
+    A user's yaml may lack keys that have a default value in the constructor.
+    """
+    config = deepcopy(config)
     for section in config.values():
         if isinstance(section, dict):
             _add_class_keys(section)

@@ -21,3 +21,8 @@ def names_line(names: Sequence[str]) -> str:
     """
     more = f", ... (the last is {names[-1]})" if len(names) > MAX_NAMES else ""
     return f"classes: {', '.join(names[:MAX_NAMES])}{more}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List the first five of `names`, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -89,6 +89,7 @@ class Content(TypedDict, total=False):
     task: dict[str, Any]
     samples: Count
     fingerprints: dict[str, dict[str, str]]
+    teacher: str | None
     config: Config
 
 

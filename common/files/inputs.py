@@ -31,6 +31,7 @@ ANSWER_PICTURES = {
     ".panoptic.png": (".boxes.json",),
     ".lanes.jpg": (".lanes.json",),
     ".lanes.mp4": (".lanes.jsonl",),
+    ".completions.png": (".pixels.json",),
     ".attention.png": (".classes.json", ".boxes.json"),
     ".encoder.png": (".boxes.json",),
     ".prompted.jpg": (".prompted.json",),

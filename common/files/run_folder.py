@@ -12,7 +12,7 @@ from typing import Any
 
 from common.config.check import did_you_mean
 from common.config.compose import Composed
-from common.config.diff import DATA_PATHS, PRECISION, flatten, refuse_changes
+from common.config.diff import DATA_PATHS, PRECISION, TEACHER_PATH, flatten, refuse_changes
 from common.config.migrations import CHANGED_CUTS, migrate_config
 from common.config.plain_text import config_yaml
 from common.config.yaml_files import read_yaml
@@ -192,8 +192,9 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        # If there is a checkpoint, paths of the data may differ: the digests that it holds are compared later.
-        paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
+        # If there is a checkpoint, paths of the data and of a teacher may differ: its digests are compared later.
+        has_digests = any((folder / "checkpoints").glob("*.pt")) and not finished
+        paths = (*DATA_PATHS, TEACHER_PATH) if has_digests else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
             if not isinstance(precision := flatten(stored).get(PRECISION), str):

@@ -29,10 +29,11 @@ class Attention(nn.Module):
     `width` is the number of channels C of inputs and outputs. `inner_width` is the total width of the heads, and None
     means `width`; each head has the width D = `inner_width` / `heads`. The query, key and value projections are stacked
     in this order as the rows of one matrix, so that a tensor that serves as query, key and value is projected by one
-    multiplication. `projection_bias` adds a bias to the query, key, value and output projections. `dropout` is the rate
-    of dropout on the attention probabilities. `qk_norm` normalises the queries and keys of each head by `norm` with
-    `norm_eps`, which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises
-    ValueError if `heads` does not divide `inner_width`.
+    multiplication. `projection_bias` adds a bias to the query, key, value and output projections; `qkv_bias` overrides
+    it for the query, key and value projections unless it is None. `dropout` is the rate of dropout on the attention
+    probabilities. `qk_norm` normalises the queries and keys of each head by `norm` with `norm_eps`, which keeps the
+    scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises ValueError if `heads` does not
+    divide `inner_width`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Attention(nn.Module):
         heads: int,
         inner_width: int | None = None,
         projection_bias: bool = True,
+        qkv_bias: bool | None = None,
         dropout: float = 0.0,
         qk_norm: bool = False,
         norm: Norm = "layer",
@@ -53,7 +55,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {inner} is not divisible by heads {heads}")
         self.heads, self.inner_width = heads, inner
         self.dropout = dropout  # on the attention probabilities
-        self.in_proj = Projections(width, 3 * inner, projection_bias)
+        self.in_proj = Projections(width, 3 * inner, projection_bias if qkv_bias is None else qkv_bias)
         self.out_proj = Linear(inner, width, projection_bias)
         self.q_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
@@ -105,8 +107,12 @@ class Attention(nn.Module):
             self.recorded_attention.append(
                 attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
             )
-        compute = materialised_attention if _is_materialised(q, k) else _fused_attention
+        compute = materialised_attention if self.is_materialised(q, k) else _fused_attention
         return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
+
+    def is_materialised(self, q: Tensor, k: Tensor) -> bool:
+        """Whether `attend` uses `materialised_attention` for these projections. A subclass may choose otherwise."""
+        return _is_materialised(q, k)
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.

@@ -24,11 +24,13 @@ class BlockOptions:
     dropout: float = 0.0  # on the output of each sub-layer, before the residual addition
     attention_dropout: float = 0.0  # on the attention probabilities
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
+    feedforward_bias: bool = True  # whether the feed-forward's two maps have a bias
     activation: Callable[[], nn.Module] = nn.ReLU
     norm: Norm = "layer"
     norm_eps: float = 1e-5
     attention_width: int | None = None  # total width of the heads; None means `width`
     attention_bias: bool = True  # whether the attention's projections have a bias
+    qkv_bias: bool | None = None  # whether those of queries, keys and values have one; None means `attention_bias`
     qk_norm: bool = False  # whether to normalise queries and keys; see `Attention`
     layer_scale: float | None = None  # initial value of the learned factor of each output channel; None: no factors
     drop_path: float = 0.0  # probability that a sample skips a sub-layer in training; `Stack` scales it per block
@@ -76,10 +78,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, options: BlockOptions):
         super().__init__()
-        self.expand = Linear(options.width, options.feedforward)
+        self.expand = Linear(options.width, options.feedforward, options.feedforward_bias)
         self.activation = options.activation()
         self.dropout = Dropout(options.hidden_dropout)
-        self.contract = Linear(options.feedforward, options.width)
+        self.contract = Linear(options.feedforward, options.width, options.feedforward_bias)
 
 
 class Memory(NamedTuple):
@@ -238,6 +240,7 @@ def _attention(options: BlockOptions) -> Attention:
         heads=options.heads,
         inner_width=options.attention_width,
         projection_bias=options.attention_bias,
+        qkv_bias=options.qkv_bias,
         dropout=options.attention_dropout,
         qk_norm=options.qk_norm,
         norm=options.norm,

@@ -1,7 +1,7 @@
-"""Convolutions followed by a frozen batch norm, which is folded into the weight and bias of the convolution.
+"""Convolutions followed by a norm; a frozen batch norm is folded into the weight and bias of the convolution.
 
-If no gradient is needed and oneDNN has a kernel, the convolution, the addition of a shortcut and ReLU are computed in
-one pass over the feature map.
+If the norm is frozen, no gradient is needed and oneDNN has a kernel, the convolution, the addition of a shortcut and
+ReLU are computed in one pass over the feature map.
 """
 
 import torch
@@ -81,14 +81,17 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
     return conv
 
 
-def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)). The norm is folded into the convolution, which saves a pass over the feature map."""
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)). A frozen norm is folded into the convolution, which saves a pass over the feature map."""
+    if not isinstance(norm, FrozenBatchNorm):
+        y: Tensor = norm(conv(x))
+        return y
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
 def conv_norm_relu(
-    conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
+    conv: nn.Conv2d, norm: nn.Module, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
 ) -> Tensor:
     """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False.
 
@@ -97,7 +100,7 @@ def conv_norm_relu(
     The addition, the mask and ReLU overwrite the convolution's output, because allocating another map (of 50 MB, for
     example) takes longer than these operations. If no gradient is needed, `shortcut` may be overwritten, too.
     """
-    if kernels.can_fuse(x, conv.weight, shortcut):
+    if isinstance(norm, FrozenBatchNorm) and kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)
         y = kernels.convolution_relu(conv, x, weight, bias, shortcut)
         return y if real is None else y.mul_(real)

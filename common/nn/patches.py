@@ -37,24 +37,32 @@ class Patches(nn.Module):
         if self.multiply is None:
             x = F.conv2d(images, self.weight, self.bias, stride=self.size)  # (B, C, h, w)
             return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
-        patches = torch.unflatten(torch.unflatten(images, 3, (-1, self.size)), 2, (-1, self.size))  # (B, c, h, p, w, p)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # -> (B, hw, cpp)
-        tokens: Tensor = self.multiply(patches)  # (B, hw, C)
+        tokens: Tensor = self.multiply(split_into_patches(images, self.size).flatten(2))  # (B, hw, cpp) -> (B, hw, C)
         return tokens
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """The numbers of rows and columns of patches in an image of `height` by `width` pixels.
+        """Return `patch_grid` for the size of these patches."""
+        return patch_grid(height, width, self.size)
 
-        Raises UserError if `size` does not divide `height` and `width`.
-        """
-        p = self.size
-        if height % p or width % p:
-            suitable = " or ".join(f"{rows} x {columns}" for rows, columns in _nearest_multiples(height, width, p))
-            raise UserError(
-                f"Images of {height} x {width} pixels cannot be split into patches of {p} x {p}: both sides must be "
-                f"multiples of {p}, such as {suitable}; change data.image_size or model.patch_size."
-            )
-        return height // p, width // p
+
+def patch_grid(height: int, width: int, size: int) -> tuple[int, int]:
+    """The numbers of rows and columns of patches of `size` pixels in an image of `height` by `width` pixels.
+
+    Raises UserError if `size` does not divide `height` and `width`.
+    """
+    if height % size or width % size:
+        suitable = " or ".join(f"{rows} x {columns}" for rows, columns in _nearest_multiples(height, width, size))
+        raise UserError(
+            f"Images of {height} x {width} pixels cannot be split into patches of {size} x {size}: both sides must be "
+            f"multiples of {size}, such as {suitable}; change data.image_size or model.patch_size."
+        )
+    return height // size, width // size
+
+
+def split_into_patches(images: Tensor, size: int) -> Tensor:
+    """Split images (B, channels, H, W) into patches (B, HW / size^2, channels, size, size), row by row."""
+    patches = torch.unflatten(torch.unflatten(images, 3, (-1, size)), 2, (-1, size))  # (B, c, h, p, w, p)
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # -> (B, hw, c, p, p)
 
 
 def lecun_normal_(weight: Tensor) -> None:

@@ -188,3 +188,22 @@ class LearnedGrid(nn.Module):
         The class token is not included; its encoding is `token`.
         """
         return resample(self.grid, size, self.resampling).flatten(0, 1)
+
+    def adapt(self, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Return a checkpoint's tensors with the table of the module `name` resampled to this grid."""
+        table = tensors.get(f"{name}.grid")
+        if table is None or table.ndim != 3:
+            return tensors
+        height, width, _ = self.grid.shape
+        return {**tensors, f"{name}.grid": resample(table, (height, width), self.resampling)}
+
+    def adaptations(self, tensors: dict[str, Tensor], name: str) -> list[str]:
+        """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
+        table = tensors.get(f"{name}.grid")
+        if table is None or table.ndim != 3 or table.shape[:2] == self.grid.shape[:2]:
+            return []
+        (old_rows, old_columns), (rows, columns) = table.shape[:2], self.grid.shape[:2]
+        return [
+            f"positions of {old_rows} x {old_columns} patches are resampled to {rows} x {columns} by "
+            f"model.{name}.resample={self.resampling}"
+        ]

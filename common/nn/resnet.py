@@ -1,4 +1,4 @@
-"""A ResNet (He et al. 2015, arXiv 1512.03385) as the backbone of DETR.
+"""The blocks of a ResNet (He et al. 2015, arXiv 1512.03385), and a ResNet as the backbone of DETR.
 
 An image's features do not depend on how much the image is padded in its batch.
 
@@ -11,7 +11,7 @@ sets the padding to zero before every convolution with a kernel larger than 1x1.
 behaviour of official DETR.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution, mask_padding
 from common.types import Count
 
+MakeNorm = Callable[[int], nn.Module]  # makes a norm for a number of channels
 ARCHITECTURES = {  # name: (kind of block, blocks in each stage, channels of each stage before expansion)
     "small": ("basic", (1, 1), (64, 128)),
     "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
@@ -50,15 +51,15 @@ class BackboneOptions:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (He et al., figure 5 left)."""
+    """Two 3x3 convolutions with a shortcut (He et al., figure 5 left); `norm` makes a norm for a number of channels."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: MakeNorm = FrozenBatchNorm):
         super().__init__()
-        self.conv1, self.bn1 = convolution(inputs, channels, 3, stride, dilation), FrozenBatchNorm(channels)
-        self.conv2, self.bn2 = convolution(channels, channels, 3), FrozenBatchNorm(channels)
-        self.downsample = _shortcut(inputs, channels, stride)
+        self.conv1, self.bn1 = convolution(inputs, channels, 3, stride, dilation), norm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3), norm(channels)
+        self.downsample = _shortcut(inputs, channels, stride, norm)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """Compute (B, C, H, W) -> (B, channels, H', W'), with H' = ceil(H / stride) and W' = ceil(W / stride).
@@ -74,18 +75,18 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """A 1x1, a 3x3 and a 1x1 convolution with a shortcut (He et al., figure 5 right).
 
-    The 3x3 convolution has the stride, as in torchvision.
+    The 3x3 convolution has the stride, as in torchvision. `norm` makes a norm for a number of channels.
     """
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: MakeNorm = FrozenBatchNorm):
         super().__init__()
         outputs = channels * self.expansion
-        self.conv1, self.bn1 = convolution(inputs, channels, 1), FrozenBatchNorm(channels)
-        self.conv2, self.bn2 = convolution(channels, channels, 3, stride, dilation), FrozenBatchNorm(channels)
-        self.conv3, self.bn3 = convolution(channels, outputs, 1), FrozenBatchNorm(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.conv1, self.bn1 = convolution(inputs, channels, 1), norm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3, stride, dilation), norm(channels)
+        self.conv3, self.bn3 = convolution(channels, outputs, 1), norm(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride, norm)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """Compute (B, C, H, W) -> (B, 4 * channels, ceil(H / stride), ceil(W / stride)).
@@ -98,17 +99,36 @@ class Bottleneck(nn.Module):
         return conv_norm_relu(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+def make_stage(
+    block: type[BasicBlock | Bottleneck],
+    inputs: int,
+    channels: int,
+    count: int,
+    *,
+    stride: int,
+    dilation: int = 1,
+    norm: MakeNorm = FrozenBatchNorm,
+) -> nn.ModuleList:
+    """Make the `count` blocks of a stage, of which the first has `stride` and the others have `dilation`.
+
+    As in torchvision, the first block of a dilated stage is not dilated.
+    """
+    first = block(inputs, channels, stride, 1, norm)
+    outputs = channels * block.expansion
+    return nn.ModuleList([first, *(block(outputs, channels, 1, dilation, norm) for _ in range(count - 1))])
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: MakeNorm) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(convolution(inputs, outputs, 1, stride), FrozenBatchNorm(outputs))
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), norm(outputs))
 
 
 def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     if downsample is None:
         return x
     conv, norm = downsample
-    assert isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm)
+    assert isinstance(conv, nn.Conv2d)
     return conv_norm(conv, norm, x)
 
 
@@ -144,11 +164,10 @@ class Backbone(nn.Module):
         for i, block_count in enumerate(block_counts):
             dilate = options.dilation and i == len(block_counts) - 1
             step = 1 if dilate or (i == 0 and not small) else 2
-            # As in torchvision, the first block of a dilated stage is not dilated.
-            blocks = [block(inputs, channels[i], step, 1)]
+            dilation = 2 if dilate else 1
+            stage = make_stage(block, inputs, channels[i], block_count, stride=step, dilation=dilation)
+            self.add_module(f"layer{i + 1}", stage)
             inputs = channels[i] * block.expansion
-            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(block_count - 1)]
-            self.add_module(f"layer{i + 1}", nn.ModuleList(blocks))
             self.stages.append((f"layer{i + 1}", stride, stride * step))
             stride *= step
         self.channels = inputs

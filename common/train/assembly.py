@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from common.config.check import build, build_model, construct
 from common.config.compose import configure
+from common.config.diff import TEACHER_PATH
 from common.config.schema import WINGS
 from common.errors import UserError
 from common.files import checkpoint, schema
 from common.files.content import TO_RESTORE
 from common.machine import device as devices
 from common.machine import distributed, memory, threads
-from common.task import Adopted, Data, Task
-from common.train import footprint
+from common.task import Adopted, Data, Task, Teacher
+from common.train import footprint, teacher
 from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
 from common.weights import fetching, unwrapping, values
@@ -54,7 +55,8 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
 
     For a resumed run, `resumed_state` is the task state from task.json in the run's folder, and the trainer loads the
     weights later. For a new run it is None. Before the model is built, the task may take over a part of `resumed_state`
-    or of the task state in `checkpoint`, such as tokenizers (`OptionalTask.inherit`).
+    or of the task state in `checkpoint`, such as tokenizers (`OptionalTask.inherit`), and receives the teacher that it
+    names, on the device of the run (`OptionalTask.set_teacher`).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -66,6 +68,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
         _check_task_state(task, inherited, file)
         _with_path(file, task.inherit, inherited)
     footprint.refuse_oversize(config, task, device, training=True)
+    teacher_notes = _provide_teacher(task, config)
     torch.manual_seed(config["seed"])
     model: nn.Module = build_model(config["model"], task)
     loaded: str | None = None
@@ -75,7 +78,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
         loaded = load_initial_weights(model, task, source.path, source.title)
     elif fetch := getattr(model, "fetch_weights", None):
         loaded = fetch()
-    line = loaded or "weights   initialised at random"
+    line = _with_notes(loaded or "weights   initialised at random", teacher_notes, [])
     return Components(data, task, model, trainer, device, line, pretrained=loaded is not None)
 
 
@@ -145,6 +148,39 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     for warning in values.non_finite_note(parts.model.state_dict()):
         warnings.warn(f"{file}: {warning}", stacklevel=2)
     return parts.model, parts.task
+
+
+def _provide_teacher(task: Task, config: dict[str, Any]) -> list[str]:
+    """Load the teacher that the task names, if any, and pass it to the task; returns notes for the log.
+
+    The teacher has the weights with which it is evaluated (EMA, if there are any). It is on the device of the run, in
+    evaluation mode and without gradients. Raises UserError, which names the key of the teacher, if it cannot be loaded
+    or does not suit the task.
+    """
+    student: Any = task
+    file = getattr(student, "teacher_file", None)
+    if file is None:
+        return []
+    keys = [f"trainer.{key}={config['trainer'][key]}" for key in ("device", "precision")]
+    keys += [f"cache_dir={config['cache_dir']}", *([f"trust=[{','.join(config['trust'])}]"] if config["trust"] else [])]
+    try:
+        parts = restore(configure("evaluate", [f"checkpoint={file}", *keys], _teacher_config))
+        model = parts.model.requires_grad_(False)
+        title = parts.weights_line.partition("\n")[0].removeprefix("weights").strip()
+        return list(student.set_teacher(Teacher(model, parts.task, title, teacher.digest(model))))
+    except UserError as error:
+        raise UserError(f"{TEACHER_PATH}={file}: {error}") from error
+
+
+def _teacher_config(path: Path) -> dict[str, Any]:
+    """Return the config in a teacher's checkpoint; raises UserError for a file of another program, which has none."""
+    config = stored_config(path)
+    if not config:
+        raise UserError(
+            "a file of another program does not say which model it holds; give a checkpoint of a run, or the name of "
+            "published weights."
+        )
+    return config
 
 
 def stored_config(path: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Check that a resumed run reads the same data as before: its checkpoints hold digests of each split."""
+"""Check that a resumed run has the same data and teacher as before: its checkpoints hold digests of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from common.config.diff import DATA_PATHS, differences
+from common.config.diff import DATA_PATHS, TEACHER_PATH, differences
 from common.data.fingerprints import digest
 from common.machine import distributed
 from common.task import Data, Split
@@ -49,11 +49,13 @@ def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
 
 
 def recognised_paths(data: Data, content: dict[str, Any]) -> Sequence[str]:
-    """Return the config keys of the data paths, which may change on resuming if digests identify the data.
+    """Return the config keys of paths that may change on resuming, because digests identify what they name.
 
-    Returns no keys if the checkpoint's `content` holds no digests, or if `data` has no method `fingerprint`.
+    These are the data paths, unless the checkpoint's `content` holds no digests or `data` has no method `fingerprint`,
+    and the path of the teacher, if the content holds the digest of a teacher.
     """
-    return DATA_PATHS if content.get("fingerprints") and hasattr(data, "fingerprint") else ()
+    paths = DATA_PATHS if content.get("fingerprints") and hasattr(data, "fingerprint") else ()
+    return (*paths, TEACHER_PATH) if content.get("teacher") else paths
 
 
 def moved_paths(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

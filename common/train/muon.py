@@ -14,25 +14,25 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common.errors import UserError
-from common.nn.blocks import Stack
+from common.nn.blocks import Block
 
 
 def block_matrices(model: nn.Module) -> set[str]:
-    """Return the names of all matrices in the model's stacks of blocks.
+    """Return the names of all matrices in the model's Transformer blocks.
 
     Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
     Embeddings, output heads and norms are left to AdamW, as in section 2.2 of Liu et al. 2025, and so are biases and
-    convolutions. Raises UserError if the model has no stack of blocks.
+    convolutions. Raises UserError if the model has no block.
     """
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, Stack)]
-    if not stacks:
+    blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
+    if not blocks:
         raise UserError(
             "optimizer.name=muon updates the matrices of attention and feed-forward blocks, which "
             f"{type(model).__name__} does not have; use optimizer.name=adamw."
         )
     return {
-        f"{stack}.{name}" if stack else name
-        for stack, module in stacks
+        f"{block}.{name}" if block else name
+        for block, module in blocks
         for name, parameter in module.named_parameters()
         if parameter.ndim == 2
     }

@@ -15,7 +15,7 @@ from common.files.log import Log
 from common.files.retention import CheckpointFolder
 from common.machine import distributed
 from common.task import Data, Task
-from common.train import data_identity, optim
+from common.train import data_identity, optim, teacher
 from common.train.data_identity import Fingerprints
 from common.train.ema import Average
 from common.train.optim import OptimizerOptions, ScheduleOptions
@@ -81,6 +81,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
     lines = [
         f"model     {type(run.model).__name__}, {count:,} parameters, {trained:,} trainable",
         *(f"model     {line}" for line in getattr(run.model, "input_summary", list)()),
+        *teacher.summary(run.task, precision),
         *(f"data      {line}" for line in run.data.summary()),
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
         f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} per epoch"
@@ -154,6 +155,7 @@ def checkpoint_content(
         "task": run.task.state(),
         "samples": run.data.count("train"),
         "fingerprints": run.fingerprints,
+        "teacher": teacher.digest_of(run.task),
         "config": run.config,
     }
 
@@ -176,10 +178,11 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
     changed_data = _refuse_other_data(run, content, path, allowed)
+    changed_teacher = teacher.refuse_other(run.task, content, path, allowed)
     if paths and not changed_data and (moved := data_identity.moved_paths(content["config"], run.config)):
         log.info(f"data      the same as before, elsewhere: {', '.join(moved)}")
     ignore = CHANGEABLE_KEYS if changed_data else (*CHANGEABLE_KEYS, *paths)
-    if changed := differences(content["config"], run.config, ignore=ignore) + changed_data:
+    if changed := differences(content["config"], run.config, ignore=ignore) + changed_data + changed_teacher:
         log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
     for other in folder.set_aside():
         log.info(f"The checkpoint of another run is now {other}.")

@@ -43,8 +43,23 @@ def row(
     are the libraries of the other models. All models are timed in each of `precisions`.
     """
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
-    model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
-    images = sample_images(batch, side).to(setting.device)
+    model = classifier(recipe)
+    images = sample_images(batch, recipe["data"]["image_size"][0])
+    return compare(setting, model, {name: peer(name, model, recipe) for name in peers}, images, precisions)
+
+
+def compare(
+    setting: Setting,
+    model: nn.Module,
+    peers: Mapping[str, nn.Module],
+    images: Tensor,
+    precisions: tuple[str, ...] = ("fp32", "bf16"),
+) -> Row:
+    """Build a benchmark that times a forward pass of our `model` and of its `peers`, which have the same weights.
+
+    `images` (B, 3, H, W) is the input. All models are timed in evaluation mode, in each of `precisions`.
+    """
+    model, images = model.to(setting.device).eval(), images.to(setting.device)
     contenders: dict[str, Callable[[], Tensor]] = {}
 
     def add(name: str, model: nn.Module, images: Tensor, precision: str = "fp32") -> None:
@@ -53,8 +68,8 @@ def row(
             compiled = torch.compile(model)
             contenders[f"{name} compiled"] = lambda: _infer(compiled, images, precision)
 
-    for name in peers:
-        theirs = peer(name, model, recipe).to(setting.device).eval()
+    for name, theirs in peers.items():
+        theirs.to(setting.device).eval()
         if "fp32" in precisions:
             add(f"{name} fp32", theirs, images)
         if "bf16" in precisions:
@@ -73,18 +88,18 @@ def row(
                 contenders[name](),
                 expected,
                 0.1 if "bf16" in reference + name else tolerance,
-                along=0 if batch > 1 else -1,
+                along=0 if len(images) > 1 else -1,
             )
             for name in names
         )
 
     operations = flops.operations(model, images, training=False)
     return Row(
-        name=f"forward {batch}x3x{side}x{side}",
+        name=f"forward {'x'.join(str(length) for length in images.shape)}",
         contenders=contenders,
-        pairs=pairs(contenders, peers, compiled=setting.compile),
+        pairs=pairs(contenders, tuple(peers), compiled=setting.compile),
         check=check,
-        amounts=dict.fromkeys(contenders, (batch, "images")),
+        amounts=dict.fromkeys(contenders, (len(images), "images")),
         flops=flops.per_contender(contenders, operations),
     )
 

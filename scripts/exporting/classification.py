@@ -10,6 +10,9 @@ from torch.export import Dim
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from vit.models.classifier import Classifier
+from vit.models.resnet import ResNet
+from vit.models.swin import Swin
+from vit.models.tnt import Tnt
 from vit.tasks.classification import Classification
 
 SEED = 0
@@ -29,24 +32,24 @@ class NamedLogits(nn.Module):
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
-    """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
+    """Plan the export of a classifier for any batch size and, if the model's class is known, for other image sizes.
 
-    Heights and widths must be multiples of the patch size. The graph accepts only the image size of the data set if the
-    model's class is not Classifier, or if images of this size have a single row or column of patches.
+    Images have 2 to 4,096 patches in each direction, with sides that are multiples of the patch size; for a Swin
+    Transformer of k stages, at least 2^k + 1 patches, so that no map has a single row. For a ResNet, they have any size
+    with more than one row and column in the last map. The graph accepts only the image size of the data set for a model
+    of another class, or if images of this size are smaller than the smallest of the others.
     """
     data = task.data
     height, width = data.image_size
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
     sizes = [(height, width)]
-    if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
-        p = model.patches.size
-        for name, count in (("height", "rows"), ("width", "columns")):
-            # torch.export treats a length of 1 as a constant, so the minimum is 2. A multiple of a symbolic length
-            # needs an upper bound.
-            dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
+    p, low, sides = _free_sides(model, (height, width))
+    if sides:
+        dimensions |= sides
         shape = ["batch", data.channels, "height", "width"]
-        sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
+        sizes += [(low, low + p), (height + p, width), (height, 2 * width), (low + 3 * p, low)]
+        sizes += [(2 * p + 1, 4 * p - 1)] if isinstance(model, ResNet) else []
     example = (height, width) if len(sizes) == 1 else (height + 2 * p, width + 3 * p)
     graph = Graph(
         "model",
@@ -67,6 +70,26 @@ def plan(model: nn.Module, task: Classification) -> Plan:
         return comparisons
 
     return Plan([graph], dimensions, metadata, {}, [], compare)
+
+
+def _free_sides(model: nn.Module, size: tuple[int, int]) -> tuple[int, int, dict[str, Dimension]]:
+    """Return a step and the smallest side of other image sizes in pixels, and the dimensions "height" and "width".
+
+    There are no dimensions if the graph accepts only images of `size`.
+    """
+    if isinstance(model, Classifier | Tnt | Swin):
+        # torch.export treats a length of 1 as a constant, so the last map of a model has at least 2 rows and columns.
+        p, least = model.patches.size, 2 ** len(model.stages) + 1 if isinstance(model, Swin) else 2
+        text, names = f"multiples of {p} pixels, {least * p} or more", (("height", "rows"), ("width", "columns"))
+        if min(model.patches.grid(*size)) >= least:
+            # A multiple of a symbolic length needs an upper bound.
+            return p, least * p, {name: Dimension(p * Dim(n, min=least, max=4096), text) for name, n in names}
+    if isinstance(model, ResNet) and min(model.grid(*size)) > 1:
+        least = model.stride + 1
+        text = f"{least} pixels or more"
+        sides = {name: Dimension(Dim(name, min=least), text) for name in ("height", "width")}
+        return model.stride, 2 * model.stride, sides
+    return 1, 1, {}
 
 
 def preprocessing(data: Any) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
         "feedforward": len(weights[f"{first}feed_forward.expand.weight"]),
         "pooling": "mean_then_norm" if "pooled_norm.weight" in weights else pooling,
         "registers": len(weights.get("registers", ())),
+        "distillation_token": "distillation_token" in weights,
         "blocks.qk_norm": f"{first}attention.q_norm.weight" in weights,
     }
     if pooling == "token":

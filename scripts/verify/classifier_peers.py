@@ -100,6 +100,7 @@ def _timm(file: ForeignFile) -> Peer:
     The outputs have no logits if the file has no head, or if the config has a representation layer, which timm's model
     does not have.
     """
+    from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     options, tensors = file.options, file.tensors
@@ -111,7 +112,8 @@ def _timm(file: ForeignFile) -> Peer:
     positions = next((t.shape[-2] for name, t in tensors.items() if name.endswith(("pos_embed", "pos_embedding"))), 0)
     patches = height * width // options["patch_size"] ** 2
     classes = file.classes if options["representation"] is None else 0
-    model = VisionTransformer(
+    distilled = "dist_token" in tensors
+    model = (VisionTransformerDistilled if distilled else VisionTransformer)(
         img_size=(height, width),
         patch_size=options["patch_size"],
         in_chans=file.weights["patches.weight"].shape[1],
@@ -138,13 +140,14 @@ def _timm(file: ForeignFile) -> Peer:
         _load_npz(model, file, prefix)
     else:
         state = checkpoint_filter_fn({name: t.float() for name, t in tensors.items()}, model, adapt_layer_scale=True)
-        unused = ("head.",) if not classes else ()
+        unused = ("head.", "head_dist.") if not classes else ()
         state = {name: t for name, t in state.items() if name not in file.left_out and not name.startswith(unused)}
         model.load_state_dict(state)
 
     def forward(images: Tensor) -> Outputs:
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        return {"features": features, **({"logits": model.head(features)} if classes else {})}
+        tokens = model.forward_features(images)
+        features = tokens[:, 0] if distilled else model.forward_head(tokens, pre_logits=True)
+        return {"features": features, **({"logits": model.forward_head(tokens)} if classes else {})}
 
     return forward
 
@@ -193,8 +196,10 @@ def _transformers(file: ForeignFile) -> Peer:
         "qkv_bias": any(name.endswith(("query.bias", "q_proj.bias")) for name in tensors),
     }
     if blocks["layer_scale"] is None:
-        config = transformers.ViTConfig(**arguments, intermediate_size=options["feedforward"])
-        model_class: Any = transformers.ViTForImageClassification if file.classes else transformers.ViTModel
+        kind = "DeiT" if options["distillation_token"] else "ViT"
+        head = "ForImageClassificationWithTeacher" if options["distillation_token"] else "ForImageClassification"
+        config = getattr(transformers, f"{kind}Config")(**arguments, intermediate_size=options["feedforward"])
+        model_class: Any = getattr(transformers, f"{kind}{head if file.classes else 'Model'}")
         more: dict[str, Any] = {} if file.classes else {"add_pooling_layer": False}
     else:
         kind = "Dinov2WithRegisters" if options["registers"] else "Dinov2"

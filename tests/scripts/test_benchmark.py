@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
 from common.weights.renaming import Table
-from scripts.benchmarks import deformable, deformable_peer, detr, detr_peer, learning, vit, vit_input, vit_peers
+from scripts.benchmarks import deformable, deformable_peer, detr, detr_peer, learning, swin, vit, vit_input, vit_peers
 from vit.importing import layouts
 
 
@@ -35,6 +35,7 @@ def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
         ("detr", ["forward", "forward", "training", "matching", "input"]),
         ("deformable", ["forward", "training"]),
         ("vit", ["forward", "forward", "training", "throughput", "RandAugment,"]),
+        ("swin", ["forward", "forward", "training"]),
     ],
 )
 def test_every_row_runs_and_the_json_file_holds_the_printed_numbers(
@@ -45,7 +46,7 @@ def test_every_row_runs_and_the_json_file_holds_the_printed_numbers(
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     assert report.text(result) in printed
     assert [row["row"].split()[0] for row in result["rows"]] == rows
-    assert len(rows) == len({"detr": detr, "deformable": deformable, "vit": vit}[suite].ROWS)
+    assert len(rows) == len({"detr": detr, "deformable": deformable, "vit": vit, "swin": swin}[suite].ROWS)
     assert result["machine"]["threads"] >= 1 and "torch" in result["versions"]
     lines = printed.splitlines()
     for row in result["rows"]:

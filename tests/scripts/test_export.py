@@ -40,6 +40,9 @@ SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "
 SMALL_DEFORMABLE = ("model.width=16", "model.heads=2", "model.feedforward=24", "model.decoder_layers=2")
 SMALL = {
     "vit": [*SMALL_VIT, "model.registers=1"],
+    "tnt": [*SMALL_VIT[1:], "model=tnt", "model.inner.width=6"],
+    "cnn": ["model=cnn", "model.widths=[8,16,24]"],
+    "swin": ["model=swin", "model.width=16", "model.heads=[2,2]", "model.window=3"],
     "detr": [
         *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "model.queries=7"),
         *("model.encoder_layers=1", "model.decoder_layers=2"),
@@ -57,7 +60,7 @@ SMALL = {
 def save_checkpoint(path: Path, wing: str, *changes: str) -> Path:
     """Write a checkpoint of a small model with random tensors."""
     config = configure("train", [*SMALL[wing], *changes])
-    if wing == "vit":
+    if wing in ("vit", "tnt", "cnn", "swin"):
         task: dict[str, Any] = {"classes": ["ant", "bee", "cat"]}
         arguments: dict[str, Any] = {"classes": 3, "channels": 1, "image_size": (8, 8)}
     elif wing in ("deformable", "dino"):
@@ -74,6 +77,8 @@ def save_checkpoint(path: Path, wing: str, *changes: str) -> Path:
     rng = generator("export", wing)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue  # the counter of a batch norm
             tensor.normal_(std=0.3 if tensor.ndim < 2 else 2 * tensor[0].numel() ** -0.5, generator=rng)
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.5)
@@ -187,10 +192,19 @@ def test_an_exported_classifier_gives_our_probabilities(export_once, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_exported_classifier_takes_sizes_that_were_not_compared(export_once, form):
-    exported = export_once("vit")
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        ("vit", [(1, 1, 4, 4), (7, 1, 22, 6), (2, 1, 8, 30)]),
+        ("tnt", [(1, 1, 8, 12), (7, 1, 20, 8), (2, 1, 8, 28)]),
+        ("swin", [(1, 1, 6, 6), (7, 1, 22, 6), (2, 1, 8, 30)]),
+        ("cnn", [(1, 1, 5, 5), (7, 1, 23, 6), (2, 1, 8, 29)]),
+    ],
+)
+def test_an_exported_classifier_takes_sizes_that_were_not_compared(export_once, form, model, shapes):
+    exported = export_once(model)
     call = load_function(exported.folder, "model", form)
-    for shape in ((1, 1, 4, 4), (7, 1, 22, 6), (2, 1, 8, 30)):
+    for shape in shapes:
         images = torch.randn(shape, generator=generator("sizes", *shape))
         with torch.no_grad():
             torch.testing.assert_close(call(images)[0], exported.model(images), **TOLERANCE)
@@ -274,12 +288,16 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("vit", ["model.pooling=mean_then_norm", "model.embedding=multiply", "model.blocks.qk_norm=true"]),
         ("vit", ["model.positions.resample=bilinear_corners", "model.representation=5", "model.patch_size=4"]),
         ("vit", ["model.patch_size=8"]),  # a grid of one patch, which tracing specialises
+        ("swin", ["model.patch_size=2", "model.depths=[1,2,1]", "model.heads=[1,2,4]"]),
         ("detr", ["model.positions.kind=learned", "model.pre_norm=false", "model.auxiliary=false"]),
         ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
         ("deformable", ["model.refine=false", "task.predict.detections_per_image=null", "model.official_padding=true"]),
         ("deformable", ["model.two_stage=true", "model.queries=7"]),
         ("dino", []),
+        ("cnn", ["model.norm=batch", "model.block=bottleneck"]),
+        ("cnn", ["model.norm=batch", "model.stem=large"]),  # with one position in the last map, of the data's size only
+        ("tnt", ["model.pooling=mean", "model.word_stride=3"]),
         ("dino", ["model.two_stage=false", "model.backbone.name=resnet18", "model.sampling.levels=4"]),
         ("seq2seq", ["model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"]),
         ("seq2seq", ["model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"]),

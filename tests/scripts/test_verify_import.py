@@ -46,6 +46,11 @@ def of_timm(**changed: Any) -> dict[str, Tensor]:
     return randomised(timm.models.VisionTransformer(**{**arguments, "num_classes": CLASSES, **changed})).state_dict()
 
 
+def of_deit() -> dict[str, Tensor]:
+    arguments = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    return randomised(timm.models.deit.VisionTransformerDistilled(**arguments, num_classes=CLASSES)).state_dict()
+
+
 def of_torchvision(representation: int | None = None) -> dict[str, Tensor]:
     arguments = (SIDE, PATCH, LAYERS, HEADS, WIDTH, 4 * WIDTH)
     model = torchvision.models.VisionTransformer(*arguments, num_classes=CLASSES, representation_size=representation)
@@ -107,6 +112,7 @@ def bfloat16(arrays: Any) -> Any:
 MEAN, EPS = "model.pooling=mean", "model.blocks.norm_eps=1e-12"
 SCALE = "model.blocks.layer_scale=1e-5"
 TANH = "model.blocks.activation=gelu_tanh"
+TOKEN = "model.distillation_token=true"
 AGREEING: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "torchvision": (of_torchvision, [], "logits"),
     "torchvision with a representation": (lambda: of_torchvision(20), ["model.representation=20"], "logits"),
@@ -118,6 +124,12 @@ AGREEING: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "timm, no biases": (lambda: of_timm(qkv_bias=False), [], "logits"),
     "MAE": (lambda: of_timm(global_pool="avg"), ["model.pooling=mean_then_norm", "model.registers=1"], "logits"),
     "registers": (lambda: of_timm(reg_tokens=4), ["model.registers=4"], "logits"),
+    "distilled DeiT": (of_deit, [TOKEN], "logits"),
+    "transformers' distilled DeiT": (
+        lambda: of_transformers("DeiT", "ForImageClassificationWithTeacher"),
+        [EPS, TOKEN],
+        "logits",
+    ),
     "DeiT III": (
         lambda: {
             name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): tensor

@@ -195,7 +195,7 @@ def test_mistakes_in_prediction_are_one_sentence(inside: Door, trained: tuple[Pa
     line = [f"checkpoint={trained[0]}/checkpoints/best.pt", f"input={tmp_path / 'a.png'}"]
     assert "this model has 2 layers" in inside("predict", *line, "attention=maps", "layer=2", code=2)
     assert "did you mean attention?" in inside("predict", *line, "atention=maps", code=2)
-    assert "expected none, maps or rollout" in inside("predict", *line, "attention=all", code=2)
+    assert "expected none, maps, rollout, words or bias" in inside("predict", *line, "attention=all", code=2)
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     assert "broken.png is broken" in inside("predict", line[0], f"input={tmp_path / 'broken.png'}", code=2)
 

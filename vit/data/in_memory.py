@@ -110,9 +110,12 @@ class InMemory(ABC):
 
         The sample has no label. The image becomes grey if the data set has one channel.
         """
+        return self._resized_view(image, file, self.image_size)
+
+    def _resized_view(self, image: Tensor, file: Path, size: tuple[int, int]) -> dict[str, Any]:
         if self.channels == 1:
             image = functional.rgb_to_grayscale(image)
-        return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
+        return {"file": str(file), "image": augmentation.evaluation_view(image, size, 1.0, "bilinear")}
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Collate samples into a batch of B views: `ids`, `split`, `labels` int64 (B,) and `rows` int64 (N,).

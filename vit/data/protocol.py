@@ -40,3 +40,10 @@ class ImageData(Data, Protocol):
         The true class is unknown, so the label in a batch is -1. `file` is the image's path, which the batch holds in
         `files`.
         """
+
+
+class NormalisedImages(ImageData, Protocol):
+    """Images whose pixel values can be recovered from the model's input: value / 255 = input * std + mean."""
+
+    mean: Sequence[float]  # of each channel, in [0, 1]
+    std: Sequence[float]

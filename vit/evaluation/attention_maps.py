@@ -19,29 +19,38 @@ from common.nn.attention import record_attention
 
 
 @torch.no_grad()
-def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int) -> list[Tensor]:
+def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int, stack: str = "encoder") -> list[Tensor]:
     """Record the attention probabilities (B, h, N, N) of each encoder layer from the first to `layer`, inclusive.
 
-    `images` (B, channels, H, W) is the model's input. Layers are numbered from 0; negative numbers count from the last
-    layer, which is -1. The model stays in its current mode, so call `eval()` first to disable dropout. Raises UserError
-    when the model has no layer of this number.
+    `images` (B, channels, H, W) is the model's input, and `stack` the name of the module that holds the layers. Layers
+    are numbered from 0; negative numbers count from the last layer, which is -1. The model stays in its current mode,
+    so call `eval()` first to disable dropout. Raises UserError when the model has no layer of this number.
     """
-    names = encoder_attentions(model)
-    if not -len(names) <= layer < len(names):
-        raise UserError(
-            f"there is no layer {layer}: this model has {len(names)} layers; give a number from 0 to "
-            f"{len(names) - 1}, or from -1, the last, to {-len(names)}."
-        )
+    names = encoder_attentions(model, stack)
+    number = layer_number(layer, len(names))
     with record_attention(model) as maps:
         model(images)
-    return [maps[name][-1] for name in names[: layer % len(names) + 1]]
+    return [maps[name][-1] for name in names[: number + 1]]
 
 
-def encoder_attentions(model: nn.Module) -> list[str]:
-    """List the names of the encoder's attention modules, sorted by the number of their block."""
+def layer_number(layer: int, count: int) -> int:
+    """Convert the number of a layer, which may be negative, to one from 0 to `count` - 1.
+
+    Raises UserError when there is no layer of this number.
+    """
+    if not -count <= layer < count:
+        raise UserError(
+            f"there is no layer {layer}: this model has {count} layers; give a number from 0 to {count - 1}, or from "
+            f"-1, the last, to {-count}."
+        )
+    return layer % count
+
+
+def encoder_attentions(model: nn.Module, stack: str = "encoder") -> list[str]:
+    """List the names of the attention modules in the model's module `stack`, sorted by the number of their block."""
     with record_attention(model) as maps:
-        names = [name for name in maps if name.startswith("encoder.")]
-    assert names, "the model has no attention modules under encoder."
+        names = [name for name in maps if name.startswith(f"{stack}.")]
+    assert names, f"the model has no attention modules under {stack}."
     return sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from common.report.colours import BLUES, ramp
+from common.report.colours import BLUES, SIGNED, ramp
 from common.report.text import Font, height_of, shortened, to_ascii, width_of
 from common.report.tiles import MIN_SIDE, SPACING, add_caption, enlarged, fitted, overlay, sheet_of
 
@@ -51,18 +51,42 @@ def draw_heat_map(image: Tensor, map: Tensor) -> Tensor:
     return torch.cat([large, gap, overlay(large, map)], dim=-1)
 
 
-def draw_attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
+def draw_attention_sheet(image: Tensor, maps: Tensor, edges: tuple[Sequence[int], Sequence[int]] = ((), ())) -> Tensor:
     """Draw an image uint8 (3, H, W) and, over grey copies of it, the maps (heads, gh, gw) and their mean over heads.
 
-    Each map is divided by its own maximum. If the image's longer side is above `MAX_SIDE` pixels, the image is
+    White lines precede the rows and columns of the maps in `edges`, such as those at which a window begins. Each map is
+    divided by its own maximum. If the image's longer side is above `MAX_SIDE` pixels, the image is
     downscaled; if it is below `MIN_SIDE` pixels, the image is enlarged by an integer factor. Returns the image and the
     overlaid maps as tiles in rows of one picture, uint8 (3, H', W').
     """
     image = fitted(image)
     captions = ["mean of heads", *(f"head {number}" for number in range(len(maps)))]
     maps = torch.cat([maps.float().mean(0, keepdim=True), maps])  # (1 + heads, gh, gw)
-    overlays = [add_caption(overlay(image, map), text, None) for text, map in zip(captions, maps, strict=True)]
-    return sheet_of([add_caption(image, "image", None), *overlays])
+    overlays = [_with_lines(overlay(image, map), edges, map.shape) for map in maps]
+    captioned = [add_caption(tile, text, None) for text, tile in zip(captions, overlays, strict=True)]
+    return sheet_of([add_caption(image, "image", None), *captioned])
+
+
+def draw_biases(biases: Tensor) -> Tensor:
+    """Draw the relative position biases (heads, 2 h - 1, 2 w - 1) as one tile for each head: uint8 (3, H, W).
+
+    Positive values are red, negative ones are blue, and zero is white. Each head has a scale of its own, which its
+    caption states.
+    """
+    tiles = []
+    for number, bias in enumerate(biases):
+        limit = float(bias.abs().max())
+        colours = ramp(bias / (2 * limit or 1.0) + 0.5, SIGNED)  # (3, 2 h - 1, 2 w - 1)
+        tiles.append(add_caption(colours, f"head {number}: {float(bias.min()):.2f} to {float(bias.max()):.2f}", None))
+    return sheet_of(tiles)
+
+
+def _with_lines(picture: Tensor, edges: tuple[Sequence[int], Sequence[int]], cells: Sequence[int]) -> Tensor:
+    """Draw a white line before each row and column in `edges` of a picture of a map with `cells` (rows, columns)."""
+    for axis, numbers in enumerate(edges, start=1):
+        for number in numbers:
+            picture.select(axis, -(-number * picture.shape[axis] // cells[axis - 1])).fill_(255)
+    return picture
 
 
 def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int, font: Font) -> None:

@@ -1,4 +1,4 @@
-"""Import ViT checkpoints of torchvision, timm (including DeiT, MAE and DINOv2), transformers and Google (.npz).
+"""Import ViT checkpoints of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
 Tensors get this project's names and shapes, and the model computes the same function. The projections of queries, keys
 and values are joined into one matrix, with zeros for missing biases. If a file has position embeddings for registers,
@@ -37,7 +37,8 @@ from common.task import Adopted
 from common.weights import projections, unwrapping
 from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
-from vit.importing import google, positions
+from vit.importing import google, positions, swin
+from vit.importing.classes import class_names, order_note
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
@@ -73,12 +74,14 @@ GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
 # Patterns of tensor names, each with the unsupported model that it identifies; the first pattern that matches decides.
 UNSUPPORTED_PATTERNS = (
-    (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
+    (r"dist_token|distillation_token", "a distilled DeiT without the head of its distillation token"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
     (r"^(backbone\.body|rpn|roi_heads)\.", "a detector of torchvision"),
-    (r"decoder_embed|decoder_blocks|decoder\.decoder_|^decoder\.0\.", "a masked autoencoder with its decoder"),
+    (r"^decoder\.0\.", "a masked autoencoder with another decoder (SimMIM)"),
     (r"patch_embed\.backbone|patch_embeddings\.backbone|conv_root/|conv_proj\.conv_", "a hybrid of ResNet and ViT"),
-    (r"^(swin\w*\.|layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
+    (r"cpb_mlp\.", "a Swin Transformer V2"),
+    (r"^swin\w*\.", "a Swin Transformer in transformers' layout"),
+    (r"^(layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
     (r"relative_position_bias|rel_pos|attn\.[qv]_bias$", "a BEiT or another ViT with relative positions"),
     (r"attn_pool\.|MAPHead_\d/|(^|[./])probe$", "a ViT that pools by attention (MAP, as SigLIP)"),
     (r"norm_pre\.|ln_pre\.|pre_layrnorm|^visual\.|^vision_model\.", "a CLIP, with a norm before its blocks"),
@@ -95,6 +98,8 @@ UNSUPPORTED_PATTERNS = (
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
     """Convert the content of another program's file to the weights and class names of our model.
 
+    A Swin Transformer is converted by swin.py, and the rest of this file is about ViTs.
+
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
         classes: names of the data's classes; None if unknown. If the file's head has as many outputs as there are
@@ -107,6 +112,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     Raises UserError for an unsupported file; the message names the format if it is recognised.
     """
     tensors, left_out = unwrap(content)
+    if swin_layout := swin.recognise(tensors):
+        return _adopted(swin.convert(floats(tensors), swin_layout), classes, left_out, [])
     layout = recognise(tensors)
     in_fp32 = floats(tensors)  # before positions are added to tokens, since fp16 and bf16 would round the sums
     parts = (
@@ -134,9 +141,13 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
-    if "head.weight" in weights:
-        notes += _order_note(len(weights["head.weight"]), classes)
-    return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out, tuple(notes))
+    return _adopted(weights, classes, left_out, notes)
+
+
+def _adopted(weights: dict[str, Tensor], classes: list[str] | None, left_out: list[str], notes: list[str]) -> Adopted:
+    """Name the classes of a head, if there is one."""
+    head = weights.get("head.weight")
+    return Adopted(weights, {"classes": class_names(head, classes)}, left_out, (*notes, *order_note(head, classes)))
 
 
 def recognise(tensors: dict[str, Any]) -> str:
@@ -173,6 +184,8 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
     norm = "pooled_norm" if "pooled_norm.weight" in parts else "encoder.norm"
     required = ["patches.weight", "patches.bias"]
     required += [f"{block}{name}" for block in blocks for name in in_block] + [f"{norm}.weight", f"{norm}.bias"]
+    if "distillation_token" in parts and "head.weight" in parts:
+        required += ["distillation_head.weight", "distillation_head.bias"]
     if not {"positions", "positions.grid"} & parts.keys():
         return "no learned positions"
     return next((f"nothing for {name}" for name in required if name not in parts), None)
@@ -194,26 +207,32 @@ def _with_our_shapes(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert tokens and positions to this project's shapes; returns all weights, and notes on the positions.
 
-    The shapes are (C,) for the class token and its position, (R, C) for registers, and (h, w, C) for the positions of
-    patches. `configured` is the grid of patches for the config's image size, or None if unknown. The notes tell how an
-    ambiguous table of positions was read.
+    The shapes are (C,) for the class token, the distillation token and their positions, (R, C) for registers, and
+    (h, w, C) for the positions of patches. `configured` is the grid of patches for the config's image size, or None if
+    unknown. The notes tell how an ambiguous table of positions was read.
     """
     weights, notes = dict(parts), list[str]()
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
+    distillation = weights.pop("distillation_token").flatten() if "distillation_token" in weights else None
+    tokens = (token is not None) + (distillation is not None)
     registers = weights.pop("registers", torch.empty(0)).reshape(-1, _width(parts))  # (1, R, C) -> (R, C)
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
-        before, grid, notes = positions.read_grid(len(rows), token is not None, len(registers), configured)
+        before, grid, notes = positions.read_grid(len(rows), tokens, len(registers), configured)
         weights["positions.grid"] = rows[before:].reshape(*grid, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
-        if len(registers) and before == (token is not None) + len(registers):
+        if distillation is not None and before:
+            weights["distillation_position"] = rows[1]
+        if len(registers) and before == tokens + len(registers):
             registers = registers + rows[before - len(registers) : before]
     if token is not None and "pooled_norm.weight" in weights:  # the model pools the mean of the patches
         token = token + weights.pop("positions.token", torch.zeros(()))
         registers, token = torch.cat([token[None], registers]), None
     if token is not None:
         weights["class_token"] = token
+    if distillation is not None:
+        weights["distillation_token"] = distillation
     if len(registers):
         weights["registers"] = registers
     return weights, notes
@@ -234,26 +253,6 @@ def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
     if "head.weight" in weights and weights["head.weight"].shape[1] != width:
         names += [name for name in weights if name.startswith("head.")]
     return names
-
-
-def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
-    if "head.weight" not in weights:
-        return [*classes] if classes else []
-    count = len(weights["head.weight"])
-    return [*classes] if classes and len(classes) == count else [f"class {i}" for i in range(count)]
-
-
-def _order_note(count: int, classes: list[str] | None) -> list[str]:
-    """Return a list with a note on the order that is assumed for the classes of a file's head.
-
-    If the data have another number of classes, nothing is assumed, and the list is empty.
-    """
-    if classes and len(classes) != count:
-        return []
-    names = (
-        f": {', '.join(classes[:3])}{', ...' if count > 3 else ''}" if classes else ", as data.class_order sorts them"
-    )
-    return [f"the file does not name its {count} classes; they are taken to have the order of the data's{names}"]
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:

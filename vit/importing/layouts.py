@@ -5,8 +5,8 @@ DINOv2 published have variants of timm's names. Version 5 of transformers uses n
 files keep the old ones.
 
 Some of our names in these tables are intermediate, and adopt.py converts the tensors further. It splits "positions"
-into the positions of the class token, of registers and of patches. It joins "attention.q", "attention.k" and
-"attention.v" of transformers into one matrix.
+into the positions of the class token, the distillation token, registers and patches. It joins "attention.q",
+"attention.k" and "attention.v" of transformers into one matrix.
 """
 
 from typing import NamedTuple
@@ -52,11 +52,13 @@ LAYOUTS = {
             ("patch_embed.proj.", "patches."),
             ("cls_token", "class_token"),
             ("{reg_token|register_tokens}", "registers"),  # the latter in files of DINOv2's authors
+            ("dist_token", "distillation_token"),
             ("pos_embed", "positions"),
             ("norm.", "encoder.norm."),
             ("fc_norm.", "pooled_norm."),
             ("pre_logits.fc.", "representation."),
             ("head.", "head."),
+            ("head_dist.", "distillation_head."),
             *with_prefixes(
                 "blocks.{|*.}{i}.",  # the larger files of DINOv2's authors also number chunks of blocks
                 BLOCK,
@@ -78,13 +80,15 @@ LAYOUTS = {
     "transformers": Layout(
         pattern=r"(?:\w+\.)?embeddings\.patch_embeddings\.",
         names=Table(
-            ("classifier.", "head."),
+            ("{classifier|cls_classifier}.", "head."),  # the latter in DeiT
+            ("distillation_classifier.", "distillation_head."),
             *with_prefixes(
                 "{vit.|*.|}",
                 "",
                 (
                     ("embeddings.patch_embeddings.projection.", "patches."),
                     ("embeddings.cls_token", "class_token"),
+                    ("embeddings.distillation_token", "distillation_token"),
                     ("embeddings.register_tokens", "registers"),
                     ("embeddings.position_embeddings", "positions"),
                     ("layernorm.", "encoder.norm."),
@@ -111,6 +115,9 @@ LAYOUTS = {
     ),
 }
 
-# Tensors that a classifier does not use: the counter of averaged models, the mask token of masked image modelling, and
-# heads for other purposes.
-LEFT_OUT = r"n_averaged|(\w+\.)?(embeddings\.)?mask_token|(head|heads|linear_head|dino_head|ibot_head)\..*"
+# Tensors that a classifier does not use: the counter of averaged models, the mask token of masked image modelling, the
+# decoder of a masked autoencoder, and heads for other purposes.
+LEFT_OUT = (
+    r"n_averaged|(\w+\.)?(embeddings\.)?mask_token|(decoder\.)?decoder_(embed|pos_embed|blocks|layers|norm|pred)(\..*)?|"
+    r"(head|heads|linear_head|dino_head|ibot_head)\..*"
+)

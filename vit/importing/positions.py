@@ -30,37 +30,37 @@ class GridReading(NamedTuple):
     notes: list[str]  # sentences for the log if the interpretation may be wrong
 
 
-def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -> GridReading:
+def read_grid(rows: int, tokens: int, registers: int, configured: Grid | None) -> GridReading:
     """Decide which rows of a table of positions belong to patches, and which grid these form.
 
     Args:
         rows: number of rows of the table.
-        token: whether the file has a class token.
+        tokens: number of class and distillation tokens in the file: 0, 1 (a class token alone) or 2.
         registers: number of registers in the file.
         configured: grid of patches for the config's image size; None if unknown.
 
-    The table may begin with the rows of the patches, with a row for the class token, or with rows for the class token
-    and the registers. If in one of these cases the number of the patches' rows equals the number of patches of the
+    The table may begin with the rows of the patches, with rows for the tokens, or with rows for the tokens and the
+    registers. If in one of these cases the number of the patches' rows equals the number of patches of the
     configured grid, this grid is taken. Otherwise, the patches' rows must form a square. If a grid is configured, a
     note states an interpretation that may be wrong. Raises UserError when the configured grid is unknown or does not
     fit, and there is not exactly one possible square.
     """
-    patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
+    patches = {before: rows - before for before in (0, int(tokens), tokens + registers) if rows > before}
     squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]
     fitting = [(before, configured) for before, n in patches.items() if configured and math.prod(configured) == n]
     readings = list(dict.fromkeys(fitting + squares))
     if not fitting and len(readings) != 1:
-        raise UserError(_refusal(rows, token, registers, several=bool(readings)))
+        raise UserError(_refusal(rows, tokens, registers, several=bool(readings)))
     before, grid = readings[0]
     if fitting and len(readings) > 1:
-        others = " or ".join(_describe(*reading, token) for reading in readings[1:])
+        others = " or ".join(_describe(*reading, tokens) for reading in readings[1:])
         return GridReading(before, grid, [
-            f"the {rows} positions are read as {_describe(before, grid, token)}, the grid of data.image_size, and not "
+            f"the {rows} positions are read as {_describe(before, grid, tokens)}, the grid of data.image_size, and not "
             f"as {others}"
         ])  # fmt: skip
     if configured and not fitting:
         return GridReading(before, grid, [
-            f"the {rows} positions are read as {_describe(before, grid, token)}, since the file does not hold the "
+            f"the {rows} positions are read as {_describe(before, grid, tokens)}, since the file does not hold the "
             "shape of its grid, and the grid of data.image_size does not fit; if the file's grid is not square, give "
             "data.image_size the same shape"
         ])  # fmt: skip
@@ -80,16 +80,16 @@ def method_note(names: Iterable[str], layout: str) -> str:
     return f"timm resamples positions by model.positions.resample={METHODS['timm']}; {dino}"
 
 
-def _describe(before: int, grid: Grid, token: bool) -> str:
+def _describe(before: int, grid: Grid, tokens: int) -> str:
     rows = {0: " without a position of the class token", 1: " and the class token"}
-    tokens = rows.get(before, f" and {before} tokens") if token or before else ""
-    return f"{grid[0]} x {grid[1]} patches{tokens}"
+    others = rows.get(before, f" and {before} tokens") if tokens or before else ""
+    return f"{grid[0]} x {grid[1]} patches{others}"
 
 
-def _refusal(rows: int, token: bool, registers: int, several: bool) -> str:
-    tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
+def _refusal(rows: int, tokens: int, registers: int, several: bool) -> str:
+    names = ("no class token", "a class token", "a class token, a distillation token")[tokens]
     return (
-        f"The checkpoint has {rows} positions and {tokens}, which "
+        f"The checkpoint has {rows} positions and {names} and {registers} registers, which "
         f"{'leave more than one square grid' if several else 'do not leave a square grid'}; files of other programs do "
         "not store the shape of their grid: give the image size of the file as data.image_size=[HEIGHT,WIDTH], or "
         "resample the positions to a square grid in the other program."

@@ -1,6 +1,7 @@
 """ViT: a Transformer encoder over the patches of an image, and a linear head on the encoder's pooled output.
 
-Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and figure 1.
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and figure 1. The distillation
+token is from Touvron et al. 2021 (DeiT), arXiv 2012.12877, section 4.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from common.nn.blocks import BlockOptions, Stack
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
 from common.nn.patches import Form, Patches, lecun_normal_
-from common.nn.positions import LearnedGrid, Resampling, resample
+from common.nn.positions import LearnedGrid, Resampling
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
 
 MAX_TOKENS = 2048  # with more, a warning is printed; published models have at most 1,370 (518 pixels, patches of 14)
@@ -59,7 +60,8 @@ class Classifier(nn.Module):
     values follow the authors' code, since the paper does not give them.
     """
 
-    decided_by_data = ("head",)  # not loaded from a checkpoint with other classes, even if their number is the same
+    # Not loaded from a checkpoint with other classes, even if their number is the same.
+    decided_by_data = ("head", "distillation_head")
     undecayed = ("positions", "registers")  # without weight decay, since they are tables of vectors, not linear maps
 
     def __init__(
@@ -79,6 +81,7 @@ class Classifier(nn.Module):
         positions: PositionOptions,
         representation: Positive | None,
         blocks: VitBlockOptions,
+        distillation_token: bool = False,  # users' subclasses and their yaml may be older than this key
     ):
         """Build the classifier. The data determine `classes`, `channels` and `image_size`.
 
@@ -100,17 +103,27 @@ class Classifier(nn.Module):
             representation: width of the hidden layer with tanh that the paper's head has in pre-training (section 3.1);
                 None = no such layer.
             blocks: see VitBlockOptions.
+            distillation_token: whether there is a second token beside the class token, with a position and a linear
+                head of its own, which learns from a teacher (DeiT, section 4).
 
-        Raises UserError when `width` is not divisible by `heads`, or `image_size` not by `patch_size`.
+        Raises UserError when `width` is not divisible by `heads`, or `image_size` not by `patch_size`, and for a
+        distillation token without a class token.
         """
         super().__init__()
         if width % heads:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads}.")
+        if distillation_token and pooling != "token":
+            raise UserError(
+                f"model.distillation_token=true needs a class token, and model.pooling={pooling} has none; give "
+                "model.pooling=token."
+            )
         self.pooling, self.depth = pooling, layers
         self.patches = Patches(channels=channels, size=patch_size, width=width, form=embedding)
         self.class_token = nn.Parameter(torch.zeros(width)) if pooling == "token" else None
         self.registers = nn.Parameter(torch.empty(registers, width)) if registers else None
+        self.distillation_token = nn.Parameter(torch.empty(width)) if distillation_token else None
         on_token = positions.on_token and pooling == "token"
+        self.distillation_position = nn.Parameter(torch.empty(width)) if on_token and distillation_token else None
         grid = self.patches.grid(*image_size)
         self.positions = LearnedGrid(width, grid, on_token=on_token, resampling=positions.resample)
         self.dropout = Dropout(blocks.dropout)
@@ -132,41 +145,59 @@ class Classifier(nn.Module):
         self.pooled_norm = nn.LayerNorm(width, eps=blocks.norm_eps) if pooling == "mean_then_norm" else nn.Identity()
         self.representation = Linear(width, representation) if representation else None
         self.head = Linear(representation or width, classes)
+        self.distillation_head = Linear(width, classes) if distillation_token else None
         self._initialise()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, channels, H, W), with H and W multiples of the patch size -> logits (B, K)."""
-        x = self.features(images)
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalised images (B, channels, H, W), with H and W multiples of the patch size -> logits (B, K).
+
+        With a distillation token, the result in training is the logits of both heads, (B, K) each: first those of the
+        class token, then those of the distillation token. In evaluation, it is their mean.
+        """
+        tokens: Tensor = self.encoder(self.embed(images))  # (B, N, C)
+        x = self._pool(tokens)
         if self.representation is not None:
             x = self.representation(x).tanh()
         # The head is computed in full precision: in bf16 (8 significant bits), the two highest logits are often equal.
         with full_precision(images.device):
             logits: Tensor = self.head(x.to(images.dtype))
-        return logits
+            if self.distillation_head is None:
+                return logits
+            distilled: Tensor = self.distillation_head(tokens[:, 1].to(images.dtype))
+        return (logits, distilled) if self.training else (logits + distilled) / 2
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the encoder's pooled output: images (B, channels, H, W) -> (B, C)."""
-        x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
+        return self._pool(self.encoder(self.embed(images)))
+
+    def _pool(self, x: Tensor) -> Tensor:
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
         x = self.pooled_norm(x)
         return x
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images (B, channels, H, W) -> tokens (B, N, C): class token and registers, if any, then patches."""
+        """Embed images (B, channels, H, W) -> tokens (B, N, C).
+
+        The patches come last. Before them are, if the model has them, the class token, the distillation token and the
+        registers.
+        """
         grid = self.patches.grid(images.shape[-2], images.shape[-1])
         tokens = [self.patches(images) + self.positions(grid)]
         if self.registers is not None:
             tokens.insert(0, self.registers.expand(images.shape[0], -1, -1))
-        if self.class_token is not None:
-            token = self.class_token if self.positions.token is None else self.class_token + self.positions.token
-            tokens.insert(0, token.expand(images.shape[0], 1, -1))
+        own = (self.distillation_token, self.distillation_position), (self.class_token, self.positions.token)
+        for token, position in own:
+            if token is not None:
+                placed = token if position is None else token + position
+                tokens.insert(0, placed.expand(images.shape[0], 1, -1))
         x: Tensor = self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
         return x
 
     @property
     def before_patches(self) -> int:
-        """The number of tokens that precede the patches: the class token, if any, and the registers."""
-        return (self.class_token is not None) + (0 if self.registers is None else len(self.registers))
+        """The number of tokens that precede the patches: class token, distillation token and registers, if any."""
+        tokens = sum(token is not None for token in (self.class_token, self.distillation_token))
+        return tokens + (0 if self.registers is None else len(self.registers))
 
     @property
     def tokens(self) -> int:
@@ -193,22 +224,11 @@ class Classifier(nn.Module):
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a checkpoint's tensors with the positions resampled to this model's grid of patches."""
-        table = tensors.get("positions.grid")
-        if table is None or table.ndim != 3:
-            return tensors
-        height, width, _ = self.positions.grid.shape
-        return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
+        return self.positions.adapt(tensors, "positions")
 
     def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
         """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
-        table = tensors.get("positions.grid")
-        if table is None or table.ndim != 3 or table.shape[:2] == self.positions.grid.shape[:2]:
-            return []
-        (old_rows, old_columns), (rows, columns) = table.shape[:2], self.positions.grid.shape[:2]
-        return [
-            f"positions of {old_rows} x {old_columns} patches are resampled to {rows} x {columns} by "
-            f"model.positions.resample={self.positions.resampling}"
-        ]
+        return self.positions.adaptations(tensors, "positions")
 
     def layers(self) -> list[tuple[str, ...]]:
         """List the name prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
@@ -216,13 +236,14 @@ class Classifier(nn.Module):
         As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), the embeddings are the first layer. The last norm and
         the head are the last layer.
         """
-        stem = ("patches", "class_token", "registers", "positions")
+        stem = ("patches", "class_token", "distillation_token", "distillation_position", "registers", "positions")
         blocks = [(f"encoder.blocks.{i}",) for i in range(self.depth)]
-        return [stem, *blocks, ("encoder.norm", "pooled_norm", "representation", "head")]
+        return [stem, *blocks, ("encoder.norm", "pooled_norm", "representation", "head", "distillation_head")]
 
     def _initialise(self) -> None:
         """Initialise parameters as the authors' code does (google-research/vision_transformer)."""
-        for table in (self.positions.grid, self.positions.token, self.registers):
+        tables = (self.positions.grid, self.positions.token, self.registers)
+        for table in (*tables, self.distillation_token, self.distillation_position):
             if table is not None:
                 nn.init.normal_(table, std=0.02)
         for name, parameter in self.encoder.named_parameters():
@@ -238,5 +259,7 @@ class Classifier(nn.Module):
         if self.representation is not None:
             lecun_normal_(self.representation.weight)
             nn.init.zeros_(self.representation.bias)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for head in (self.head, self.distillation_head):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)

@@ -12,23 +12,25 @@ from torch import Tensor, nn
 from common.data import batching
 from common.data.image_objects import exif_of, to_image
 from common.data.images import read_image
-from common.data.names import composed
+from common.data.names import composed, first_names
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
+from common.nn.distillation import DistillationOptions, distillation_loss
 from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, check_batch, draw_on, predict_each
 from common.report.tiles import add_caption
-from common.task import Adopted, Answer, Batch, Goal, Split
+from common.task import Adopted, Answer, Batch, Goal, Split, Teacher
 from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
 from vit.data.protocol import ImageData
-from vit.evaluation import attention_maps, pictures
+from vit.evaluation import attention_maps, pictures, window_maps, word_attention
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
-from vit.importing import adopt as importing
+from vit.importing import formats as importing
+from vit.tasks.distillation import check_teacher, logits_of_heads, mean_logits, teacher_logits
 
 # With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training from
 # scratch needs millions of images; later recipes use the 1.3 million of ImageNet.
@@ -41,14 +43,15 @@ class PredictOptions:
     """Options of prediction.
 
     top: number of most probable classes to list.
-    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`) or "rollout" (over the layers
-        from the first to `layer`).
+    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`), "rollout" (over the layers
+        from the first to `layer`), "words" (of a TNT, inside one patch in the layer `layer`) or "bias" (the relative
+        position bias of each head in `layer`, in a Swin Transformer).
     layer: number of a layer, from 0; negative numbers count from the last layer, -1.
     neighbours: k of an additional classification by the k nearest training images in feature space; 0 = none.
     """
 
     top: Positive
-    attention: Literal["none", "maps", "rollout"]
+    attention: Literal["none", "maps", "rollout", "words", "bias"]
     layer: int
     neighbours: Count
 
@@ -69,8 +72,17 @@ class Classification:
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
     state_schema = ClassificationState
 
-    def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
+    def __init__(
+        self,
+        *,
+        data: ImageData,
+        loss: LossOptions,
+        predict: PredictOptions,
+        distillation: DistillationOptions | None = None,  # users' tasks and their yaml may be older than this key
+    ):
         self.data, self.loss_options, self.options = data, loss, predict
+        self.distillation = distillation
+        self.teacher: Teacher | None = None
         self._classes: list[str] | None = None
         self.unanswered: list[str] = []
         self._neighbours: NeighbourClassifier | None = None
@@ -81,6 +93,20 @@ class Classification:
         if self._classes is None:
             self._classes = list(self.data.classes())
         return self._classes
+
+    @property
+    def teacher_file(self) -> str | None:
+        """The checkpoint of the teacher (`distillation.teacher`); None without distillation."""
+        return self.distillation.teacher if self.distillation else None
+
+    def set_teacher(self, teacher: Teacher) -> list[str]:
+        """Store the teacher for `loss`; returns notes for the log.
+
+        Raises UserError if the teacher has other classes or needs other images; see vit/tasks/distillation.py.
+        """
+        notes = check_teacher(teacher, self.classes, self.data)
+        self.teacher = teacher
+        return notes
 
     def model_arguments(self) -> dict[str, Any]:
         """Return the model's arguments that the data determine: number of classes, channels, (height, width)."""
@@ -109,7 +135,7 @@ class Classification:
             self.data.set_learnt_classes(self._classes)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
+        """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/formats.py.
 
         If the task's classes are known and the file's head has as many outputs, the outputs are assumed to be these
         classes in the same order.
@@ -135,21 +161,36 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's part of the step's mean cross-entropy, in nats; see vit/criterion/cross_entropy.py.
 
-        This part is the sum over the batch divided by the number of images of the whole step. The returned dict is
-        empty, because the loss has no other terms.
+        This part is the sum over the batch divided by the number of images of the whole step. Without a teacher, the
+        returned dict is empty, because the loss has no other terms. With a teacher, its parts are "labels", the
+        cross-entropy, and "teacher", the loss of distillation, each divided in the same way and without its weight
+        (common/nn/distillation.py). The class head learns from the labels and the distillation head from the teacher; a
+        model with one head learns from both. Without a teacher, the mean of both heads' logits learns from the labels.
         """
-        logits = self._forward(model, batch)
+        images = self._images(model, batch)
+        outputs = model(images)
+        logits, student = logits_of_heads(outputs) if self.teacher else (mean_logits(outputs),) * 2
         targets = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
-        return loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"], {}
+        of_labels = loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"]
+        if self.teacher is None or self.distillation is None:
+            assert self.teacher_file is None, "assembly provides the teacher before the first step"
+            return of_labels, {}
+        teacher = teacher_logits(self.teacher, images)
+        of_teacher = distillation_loss(self.distillation, student, teacher).sum() / normalisers["images"]
+        weight = self.distillation.weight
+        parts = {"labels": of_labels.detach(), "teacher": of_teacher.detach()}
+        return (1 - weight) * of_labels + weight * of_teacher, parts
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return one answer (a dict) for each image.
 
         An answer has log_probabilities (K,) in nats, and label (index), name and probability of the most probable
-        class. If the option `attention` is not "none", it also has maps (1 or heads, h, w). If `neighbours` is not 0,
-        it also has nearest, the index of the class that the nearest neighbours predict, or -1 if the image's features
-        are not finite.
+        class. If the option `attention` is "maps" or "rollout", it also has maps (1 or heads, h, w) and, for a model
+        with windows, edges: the rows and columns of the maps at which a window begins. With "words", it has maps
+        (W, side, side) and the `place` of their patch (vit/evaluation/word_attention.py); with "bias", it has bias
+        (heads, 2 h - 1, 2 w - 1). If `neighbours` is not 0, it also has nearest, the index of the class that the
+        nearest neighbours predict, or -1 if the image's features are not finite.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -160,7 +201,7 @@ class Classification:
         ]
         extra: dict[str, Any] = {}
         if self.options.attention != "none":
-            extra["maps"] = self._maps(model, batch)
+            extra |= self._attention(model, batch)
         if self.options.neighbours:
             extra["nearest"] = self._nearest_classes(model, batch).tolist()
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
@@ -182,8 +223,8 @@ class Classification:
         batch = self.data.collate([self.data.view(to_image(input, exif_of(self.data)), Path("image"))])
         (answer,) = self.answers(model, batch)
         classes = self._top_classes(answer)
-        if "maps" in answer:
-            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer["maps"]))
+        if _has_attention(answer):
+            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer))
         text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
         return Records(
             classes,
@@ -207,6 +248,22 @@ class Classification:
             images: Tensor = self.data.inputs(batch, device)
         return images
 
+    def _attention(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Compute what pictures of attention need: lists and tensors by name, with an entry for each image."""
+        if self.options.attention == "bias":
+            return {"bias": [window_maps.bias_maps(model, self.options.layer)] * len(batch["ids"])}
+        if self.options.attention == "words":
+            return dict(zip(("maps", "place"), self._word_attention(model, batch), strict=True))
+        if not hasattr(model, "window_layout"):
+            return {"maps": self._maps(model, batch)}
+        if self.options.attention == "rollout":
+            raise UserError(
+                f"task.predict.attention=rollout: the layers of {type(model).__name__} have different tokens, which "
+                "rollout cannot combine; use task.predict.attention=maps."
+            )
+        maps, edges = window_maps.window_maps(model, self._images(model, batch), self.options.layer)
+        return {"maps": maps.cpu(), "edges": [edges] * len(maps)}
+
     def _maps(self, model: Any, batch: Batch) -> Tensor:
         """Compute the attention to each patch from the class token or, without one, on average from all patches.
 
@@ -226,6 +283,18 @@ class Classification:
         if self.options.attention == "rollout":
             return attention_maps.rollout(attentions, *tokens)[:, None].cpu()
         return attention_maps.attention_map(attentions[-1], *tokens).cpu()
+
+    def _word_attention(self, model: Any, batch: Batch) -> word_attention.WordAttention:
+        """Compute the attention of words inside one patch of each image, in the layer `layer`.
+
+        Raises UserError if the model has no words, or if it has no layer of this number.
+        """
+        if not hasattr(model, "words"):
+            raise UserError(
+                f"task.predict.attention=words: the patches of {type(model).__name__} have no words, as those of a TNT "
+                "have; use maps or rollout."
+            )
+        return word_attention.attention_inside_patches(model, self._images(model, batch), self.options.layer)
 
     def _nearest_classes(self, model: nn.Module, batch: Batch) -> Tensor:
         """Predict the class of each image from its nearest training images in feature space: int64 (B,).
@@ -277,8 +346,8 @@ class Classification:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
             write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # an ending that no image has
-            if "maps" in answer:
-                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer["maps"])
+            if _has_attention(answer):
+                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer)
                 write_picture(picture, answer_file(folder, name, ".attention.png"))
             yield line
 
@@ -304,13 +373,13 @@ class Classification:
         reordered = not same and sorted(names) == sorted(learnt)
         if reordered and hasattr(self.data, "class_order"):
             raise UserError(
-                f"The data have the classes of this model in another order ({_first_names(classes)} instead of "
-                f"{_first_names(self.classes)}); give data.class_order as it was in training, string or natural."
+                f"The data have the classes of this model in another order ({first_names(classes)} instead of "
+                f"{first_names(self.classes)}); give data.class_order as it was in training, string or natural."
             )
         if not same and not (self._is_nameless() and len(classes) == len(self.classes)):
             raise UserError(
-                f"The data have {len(classes)} classes ({_first_names(classes)}), and this model has learnt "
-                f"{len(self.classes)} ({_first_names(self.classes)}); evaluate it on data of its own classes, or train "
+                f"The data have {len(classes)} classes ({first_names(classes)}), and this model has learnt "
+                f"{len(self.classes)} ({first_names(self.classes)}); evaluate it on data of its own classes, or train "
                 "on these data from checkpoint=FILE."
             )
         return ClassificationMetric(classes, self.data.count(split))
@@ -324,7 +393,7 @@ class Classification:
         return notes
 
     def _is_nameless(self) -> bool:
-        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # importing.adopt gives these names
+        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # importing.classes gives these names
 
     def split_advice(self, split: Split) -> list[str]:
         """Return the data's warnings about `split`."""
@@ -356,10 +425,17 @@ class Classification:
         ]
 
 
-def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
-    """Draw the attention maps (1 or heads, h, w) of an image: one map beside the image, or a sheet of all heads."""
-    return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
+def _has_attention(answer: Answer) -> bool:
+    return "maps" in answer or "bias" in answer
 
 
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _draw_attention(image: Tensor, answer: Answer) -> Tensor:
+    """Draw an answer's map (1, h, w) beside the image, or a sheet of heads, of the words of a patch, or of biases."""
+    if "bias" in answer:
+        return pictures.draw_biases(answer["bias"])
+    maps, edges = answer["maps"], answer.get("edges")
+    if "place" in answer:
+        return word_attention.draw_word_attention(image, maps, answer["place"])
+    if edges is None and len(maps) == 1:
+        return pictures.draw_heat_map(image, maps[0])
+    return pictures.draw_attention_sheet(image, maps, edges or ((), ()))

@@ -3,7 +3,7 @@
 import pytest
 
 from common.config.diff import differences, fingerprint, flatten, refuse_changes
-from common.config.migrations import CHANGED_CUTS
+from common.config.migrations import CHANGED_CUTS, with_class_keys
 from common.errors import UserError
 
 CONFIG = {
@@ -83,3 +83,12 @@ def test_a_default_cut_has_the_fingerprint_of_the_former_default(target: str) ->
     assert fingerprint({"data": {"_target_": target, **present, "val_share": 0.2}}) != fingerprints[0]
     other = {"_target_": "mypackage.data.Mine", **present}
     assert fingerprint({"data": other}) != fingerprint({"data": {"_target_": "mypackage.data.Mine", **former}})
+
+
+def test_a_key_that_a_users_yaml_lacks_counts_as_the_value_that_keeps_the_former_behaviour():
+    task = {"_target_": "vit.tasks.classification.Classification", "loss": {"smoothing": 0.1}}
+    stored = with_class_keys({"task": task})
+    assert stored["task"]["distillation"]["teacher"] is None and "distillation" not in task
+    assert differences(stored, {"task": task}) == differences({"task": task}, stored) == []
+    stored["task"]["distillation"]["weight"] = 0.25
+    assert differences(stored, {"task": task}) == ["task.distillation.weight was 0.25 and is 0.5"]

@@ -328,16 +328,20 @@ def test_causal_may_look_and_bias_combine_and_the_last_query_sees_every_key(
     assert y.isfinite().all()
 
 
-@pytest.mark.parametrize("projection_bias", [True, False])
+@pytest.mark.parametrize(("projection_bias", "qkv_bias"), [(True, None), (False, None), (True, False), (False, True)])
 @pytest.mark.parametrize("inner_width", [8, 20])
 @pytest.mark.parametrize("kind", ["self", "self with positions", "cross", "three different"])
-def test_a_width_of_its_own_and_projections_without_bias(kind: str, inner_width: int, projection_bias: bool) -> None:
-    module = Attention(width=WIDTH, heads=HEADS, inner_width=inner_width, projection_bias=projection_bias).double()
+def test_a_width_of_its_own_and_projections_without_bias(
+    kind: str, inner_width: int, projection_bias: bool, qkv_bias: bool | None
+) -> None:
+    biases_given = {"projection_bias": projection_bias, "qkv_bias": qkv_bias}
+    module = Attention(width=WIDTH, heads=HEADS, inner_width=inner_width, **biases_given).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator("inner", *parameter.shape))
-    assert (module.in_proj.bias is not None) == (module.out_proj.bias is not None) == projection_bias
+    assert (module.out_proj.bias is not None) == projection_bias
+    assert (module.in_proj.bias is not None) == (projection_bias if qkv_bias is None else qkv_bias)
     q, k, v = inputs(kind)
-    biases = module.in_proj.bias.chunk(3) if projection_bias else (0.0, 0.0, 0.0)
+    biases = (0.0, 0.0, 0.0) if module.in_proj.bias is None else module.in_proj.bias.chunk(3)
     matrices = module.in_proj.weight.chunk(3)
     heads = [
         (x @ matrix.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)

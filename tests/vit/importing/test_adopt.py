@@ -23,6 +23,7 @@ from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
+from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
 
 WIDTH, LAYERS, HEADS, SIDE, PATCH, CLASSES = 48, 2, 3, 32, 8, 7
@@ -198,6 +199,54 @@ def test_deit_iiis_own_names_give_the_logits_of_timm() -> None:
     read.load_state_dict(checkpoint_filter_fn(dict(file), read, adapt_layer_scale=True))
     adopted = adopt({"model": file}, None)
     assert_same(loaded(adopted, layer_scale=0.1, on_token=False), read, TIMM_PAIRS)
+
+
+DISTILLED_PAIRS = {
+    "distillation_token": "dist_token",
+    "distillation_head.weight": "head_dist.weight",
+    "class_token": "cls_token",
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["timm", "DeiT's authors"])
+@pytest.mark.parametrize("side", [SIDE, 40], ids=["square", "another size in the config"])
+def test_distilled_deits_give_the_logits_of_timm(wrapped: bool, side: int) -> None:
+    shape = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    peer = randomised(VisionTransformerDistilled(**shape, num_classes=CLASSES))
+    file = {"model": peer.state_dict()} if wrapped else peer.state_dict()
+    adopted = adopt(file, list("abcdefg"), (side, side))
+    assert adopted.left_out == [] and adopted.task_state == {"classes": list("abcdefg")}
+    assert_same(loaded(adopted, distillation_token=True), peer, {**TIMM_PAIRS, **DISTILLED_PAIRS})
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
+def test_distilled_deits_give_the_logits_of_transformers(published: bool) -> None:
+    peer = hugging_face("DeiT", "ForImageClassificationWithTeacher")
+    state = {name.replace("deit.", "vit."): tensor for name, tensor in peer.state_dict().items()}
+    file = {name.replace("vit.", "deit."): t for name, t in (as_on_the_hub(state) if published else state).items()}
+    assert published == ("deit.encoder.layer.0.attention.attention.query.weight" in file)
+    adopted = adopt(file, None)
+    assert adopted.left_out == []
+    pairs = {
+        "distillation_token": "deit.embeddings.distillation_token",
+        "distillation_head.weight": "distillation_classifier.weight",
+        "head.bias": "cls_classifier.bias",
+    }
+    assert_same(loaded(adopted, distillation_token=True), peer, pairs, lambda x: peer(pixel_values=x).logits)
+
+
+def test_a_distilled_file_starts_a_plain_vit_and_a_plain_file_a_distilled_one(tmp_path: Path) -> None:
+    shape = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    peers = {"two": VisionTransformerDistilled(**shape, num_classes=CLASSES), "one": timm_model()}
+    lines = {}
+    for name, peer in peers.items():
+        torch.save(peer.state_dict(), tmp_path / f"{name}.pt")
+        model = build_model(distillation_token=name == "one")
+        lines[name] = assembly.load_initial_weights(model, SevenClasses(list("abcdefg")), tmp_path / f"{name}.pt")
+    own = ("distillation_token", "distillation_position", "distillation_head.weight", "distillation_head.bias")
+    assert "; unused: " in lines["two"] and "re-initialised" not in lines["two"]
+    assert "re-initialised: " in lines["one"] and "unused" not in lines["one"]
+    assert all(name in line for line in lines.values() for name in own)
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -535,10 +584,9 @@ def in_transformers(kind: str, name: str, **changed: Any) -> Callable[[], nn.Mod
 
 STEM = [torchvision.models.vision_transformer.ConvStemConfig(out_channels=8, kernel_size=3, stride=8)]
 REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "timm's Swin": ("a Swin Transformer", published("swin_tiny_patch4_window7_224")),
-    "torchvision's Swin": ("a Swin Transformer", torchvision.models.swin_t),
+    "timm's Swin V2": ("a Swin Transformer V2", published("swinv2_tiny_window8_256")),
+    "torchvision's Swin V2": ("a Swin Transformer V2", torchvision.models.swin_v2_t),
     "transformers' Swin": ("a Swin Transformer", in_transformers("Swin", "ForImageClassification")),
-    "distilled DeiT": ("a distilled DeiT", published("deit_tiny_distilled_patch16_224")),
     "transformers' DeiT": ("a distilled DeiT", in_transformers("DeiT", "ForImageClassification")),
     "SigLIP": ("a ViT that pools by attention", published("vit_base_patch16_siglip_224")),
     "transformers' SigLIP": ("a ViT that pools by attention", in_transformers("SiglipVision", "Model")),
@@ -546,8 +594,7 @@ REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "transformers' CLIP": ("a CLIP", in_transformers("CLIPVision", "Model")),
     "SwiGLU": ("a ViT with gated", published("vit_giant_patch14_dinov2")),
     "transformers' SwiGLU": ("a ViT with gated", in_transformers("Dinov2", "Model", use_swiglu_ffn=True)),
-    "MAE": ("a masked autoencoder with its decoder", in_transformers("ViTMAE", "ForPreTraining")),
-    "SimMIM": ("a masked autoencoder with its decoder", in_transformers("ViT", "ForMaskedImageModeling")),
+    "SimMIM": ("a masked autoencoder with another decoder", in_transformers("ViT", "ForMaskedImageModeling")),
     "hybrid": ("a hybrid of ResNet and ViT", published("vit_small_r26_s32_224")),
     "convolutional stem": (
         "a hybrid of ResNet and ViT",

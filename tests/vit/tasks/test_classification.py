@@ -214,6 +214,40 @@ def test_maps_of_a_model_without_patches_are_refused(attention: str) -> None:
         task.predict(ConstantModel(3), evaluation_batch(task))
 
 
+@pytest.mark.parametrize("model", ["vit", "cnn"])
+def test_words_and_maps_of_a_model_without_them_are_refused(model: str) -> None:
+    config = configure("train", [f"model={model}"])
+    task = build(config["task"], data=build(config["data"]))
+    network = build(config["model"], **task.model_arguments()).eval()
+    task.options = _options(task, attention="words")
+    with pytest.raises(UserError, match=r"the patches of [A-Za-z]+ have no words, as those of a TNT have"):
+        task.answers(network, evaluation_batch(task, 1))
+    task.options = _options(task, attention="maps")
+    if model == "cnn":
+        with pytest.raises(UserError, match="ResNet lacks patches"):
+            task.answers(network, evaluation_batch(task, 1))
+
+
+@pytest.mark.parametrize("attention", ["maps", "rollout", "words"])
+@pytest.mark.parametrize("size", ["8", "[8,12]"])
+def test_outer_and_inner_attention_of_a_tnt_are_drawn(tmp_path: Path, attention: str, size: str) -> None:
+    keys = ["model=tnt", f"task.predict.attention={attention}", f"data.image_size={size}", "task.predict.layer=0"]
+    config = configure("train", keys)
+    task = build(config["task"], data=build(config["data"]))
+    torch.manual_seed(0)
+    network = build(config["model"], **task.model_arguments()).eval()
+    Image.new("RGB", (30, 20), (200, 30, 30)).save(tmp_path / "red.png")
+    (batch,) = task.read(str(tmp_path / "red.png"))
+    (answer,) = task.answers(network, batch)
+    grid = tuple(side // 4 for side in task.data.image_size)
+    assert answer["maps"].shape == {"maps": (4, *grid), "rollout": (1, *grid), "words": (16, 4, 4)}[attention]
+    assert ("place" in answer) == (attention == "words")
+    [*task.show(batch, [answer], tmp_path / "out")]
+    shown = Image.open(io.BytesIO(task.predict(network, str(tmp_path / "red.png"))._repr_png_()))
+    with Image.open(tmp_path / "out/red.png.attention.png") as picture:
+        assert min(*picture.size, *shown.size) > 100 and picture.mode == "RGB"
+
+
 def test_neighbours_are_training_images_and_are_computed_again_for_new_weights() -> None:
     task, model = built("task.predict.neighbours=1", "data.val_count=1350")  # which leaves 47 in train
     batch = evaluation_batch(task, 47, "train")
