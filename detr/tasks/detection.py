@@ -210,6 +210,8 @@ class Detection(DetectionTask):
     def _detections(self, model: nn.Module, batch: Batch) -> list[Answer]:
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
+        if self.masks and "masks" not in last:
+            raise UserError("task.masks=true needs a model that predicts masks; give model.masks=true, or neither.")
         scores, labels, boxes = detections(self.classification, last, self.options.detections_per_image)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         columns = {"boxes": boxes * scale, "scores": scores, "labels": labels}

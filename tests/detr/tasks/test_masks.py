@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.machine.seeds import generator
 from common.nn.resnet import BackboneOptions
 from common.task import Batch
@@ -116,6 +117,10 @@ def test_answers_have_the_masks_of_their_queries_at_the_original_size() -> None:
         "padded": True,
         "original_sizes": torch.tensor([[64, 80], [16, 20]]),
     }
+    without = Columns()
+    without.forward = lambda images, sizes: [{k: v for k, v in Columns()(images, sizes)[0].items() if k != "masks"}]
+    with pytest.raises(UserError, match=r"give model\.masks=true, or neither"):
+        task().answers(without, batch)
     for limit in (None, 7):
         first, second = task(detections_per_image=limit).answers(Columns(), batch)
         count = QUERIES if limit is None else limit
