@@ -335,6 +335,9 @@ class OptionalModel(Protocol):
         `height` and `width` are those of the images in pixels. Pictures of attention within windows need this method.
         """
 
+    words: tuple[int, int]
+    """The rows and columns of words in a patch, for a TNT. Pictures of the attention inside a patch need them."""
+
     def memory_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the map whose positions, row by row, a detector's queries attend to.
 

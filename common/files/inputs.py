@@ -32,6 +32,7 @@ ANSWER_PICTURES = {
     ".lanes.jpg": (".lanes.json",),
     ".lanes.mp4": (".lanes.jsonl",),
     ".completions.png": (".pixels.json",),
+    ".reconstruction.png": (".reconstruction.json",),
     ".attention.png": (".classes.json", ".boxes.json"),
     ".encoder.png": (".boxes.json",),
     ".prompted.jpg": (".prompted.json",),

@@ -157,9 +157,9 @@ def _provide_teacher(task: Task, config: dict[str, Any]) -> list[str]:
     evaluation mode and without gradients. Raises UserError, which names the key of the teacher, if it cannot be loaded
     or does not suit the task.
     """
-    student: Any = task
-    file = getattr(student, "teacher_file", None)
-    if file is None:
+    file = getattr(task, "teacher_file", None)
+    set_teacher = getattr(task, "set_teacher", None)
+    if file is None or set_teacher is None:
         return []
     keys = [f"trainer.{key}={config['trainer'][key]}" for key in ("device", "precision")]
     keys += [f"cache_dir={config['cache_dir']}", *([f"trust=[{','.join(config['trust'])}]"] if config["trust"] else [])]
@@ -167,7 +167,7 @@ def _provide_teacher(task: Task, config: dict[str, Any]) -> list[str]:
         parts = restore(configure("evaluate", [f"checkpoint={file}", *keys], _teacher_config))
         model = parts.model.requires_grad_(False)
         title = parts.weights_line.partition("\n")[0].removeprefix("weights").strip()
-        return list(student.set_teacher(Teacher(model, parts.task, title, teacher.digest(model))))
+        return list(set_teacher(Teacher(model, parts.task, title, teacher.digest(model))))
     except UserError as error:
         raise UserError(f"{TEACHER_PATH}={file}: {error}") from error
 

@@ -53,12 +53,12 @@ if __name__ == "__main__":
 """
 TASK_WITH_OWN_GOAL = """
 from common.task import Goal
-from vit.tasks.classification import Classification, LossOptions, PredictOptions
+from vit.tasks.classification import Classification, DistillationOptions, LossOptions, PredictOptions
 
 
 class ByLoss(Classification):
-    def __init__(self, *, data: object, loss: LossOptions, predict: PredictOptions):
-        super().__init__(data=data, loss=loss, predict=predict)
+    def __init__(self, *, data: object, loss: LossOptions, predict: PredictOptions, distillation: DistillationOptions):
+        super().__init__(data=data, loss=loss, predict=predict, distillation=distillation)
         self.goal = Goal("loss", higher_is_better=False)
 """
 LINE = ["model=vit", "optimizer.lr=1e-4..1e-2", "model.layers=1..3", "optimizer.name=adamw,adam", "seed=3"]

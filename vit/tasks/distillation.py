@@ -24,7 +24,8 @@ def check_teacher(teacher: Teacher, classes: Sequence[str], data: ImageData) -> 
     and normalisation. An imported teacher has no class names; its classes are then taken to have the order of the data,
     and a note says so. Raises UserError if the teacher does not suit the student.
     """
-    theirs = getattr(teacher.task, "classes", None)
+    its_task = teacher.task
+    theirs = getattr(its_task, "classes", None)
     if theirs is None:
         raise UserError("the teacher is no image classifier; give a checkpoint of one.")
     nameless = all(name == f"class {i}" for i, name in enumerate(theirs)) and len(theirs) == len(classes)
