@@ -349,9 +349,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     message = inside("evaluate", "model=detr", "data=shapes", f"checkpoint={trained[0]}/checkpoints/best.pt", code=2)
     assert "was trained for vit.tasks.classification.Classification" in message
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    for name in ("train", "evaluate"):
+    remedies = {"train": "no weight matrix that matches the model", "evaluate": "name the model that the file holds"}
+    for name, remedy in remedies.items():
         message = inside(name, "model=vit", f"checkpoint={tmp_path / 'resnet18.pth'}", code=2)
-        assert "is a ResNet and not a plain ViT" in message and "resnet18.pth" in message
+        assert remedy in message and "resnet18.pth" in message
 
 
 def test_a_checkpoint_of_another_width_is_refused_as_initial_weights(inside: Door, trained: tuple[Path, str]) -> None:
