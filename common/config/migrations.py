@@ -64,12 +64,11 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "loss.mask_weight": 1.0,
         "loss.dice_weight": 1.0,
         "predict.panoptic_threshold": 0.85,
-        "predict.panoptic_rule": "detr",
+        # after 38cfbe8
+        "predict.panoptic_rule": "detr",  # the only rule there was
     },
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
-    # after 38cfbe8
-    "vit.data.downloads.Downloaded": {"reduction": 1},
     # after bbb4d1c
     "detr.data.shapes.Shapes": {"stuff": False},
     "vit.data.folder.ImageFolder": {
@@ -77,6 +76,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "cache": False,
     },
     # after 38cfbe8
+    "vit.data.downloads.Downloaded": {"reduction": 1},
     "vit.tasks.classification.Classification": {
         "distillation": {"teacher": None, "kind": "hard", "weight": 0.5, "temperature": 1.0},  # there was no teacher
     },

@@ -39,7 +39,7 @@ from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
 from vit.importing import google, positions, swin
 from vit.importing.classes import class_names, order_note
-from vit.importing.layouts import LAYOUTS, LEFT_OUT
+from vit.importing.layouts import LAYOUTS, LEFT_OUT, REQUIRED_IN_EACH_BLOCK
 
 GOOGLE = "google"
 LAYOUT_PATTERNS = (
@@ -50,18 +50,6 @@ LAYOUT_PATTERNS = (
 # Keys under which training programs store weights. The first key that holds weights is used; the others are left out.
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 SUPPORTED_FILES = "a ViT of torchvision, timm, transformers or Google as published"
-REQUIRED_IN_EACH_BLOCK = tuple(
-    f"{part}.{leaf}"
-    for part in (
-        "attention.in_proj",
-        "attention.out_proj",
-        "feed_forward.expand",
-        "feed_forward.contract",
-        "residuals.0.norm",
-        "residuals.1.norm",
-    )
-    for leaf in ("weight", "bias")
-)
 IN_ALL_BLOCKS_OR_NONE = (
     tuple(f"attention.{part}.{leaf}" for part in ("q_norm", "k_norm") for leaf in ("weight", "bias")),
     ("residuals.0.scale", "residuals.1.scale"),

@@ -22,6 +22,18 @@ class Layout(NamedTuple):
 
 
 BLOCK = "encoder.blocks.{i}."
+REQUIRED_IN_EACH_BLOCK = tuple(  # our names of the tensors that every block has
+    f"{part}.{leaf}"
+    for part in (
+        "attention.in_proj",
+        "attention.out_proj",
+        "feed_forward.expand",
+        "feed_forward.contract",
+        "residuals.0.norm",
+        "residuals.1.norm",
+    )
+    for leaf in ("weight", "bias")
+)
 LAYOUTS = {
     "torchvision": Layout(
         pattern=r"conv_proj\.",

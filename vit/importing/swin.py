@@ -12,24 +12,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.weights.renaming import Row, Table, rename, with_prefixes
+from vit.importing.layouts import REQUIRED_IN_EACH_BLOCK
 
 MAX_STAGES = 8
 CONSTANTS = re.compile(r".*\.(relative_position_index|attn_mask)")  # they follow from the sizes of windows and images
-REQUIRED_IN_EACH_BLOCK = (
-    "attention.table",
-    *(
-        f"{part}.{leaf}"
-        for part in (
-            "attention.in_proj",
-            "attention.out_proj",
-            "feed_forward.expand",
-            "feed_forward.contract",
-            "residuals.0.norm",
-            "residuals.1.norm",
-        )
-        for leaf in ("weight", "bias")
-    ),
-)
 
 
 def _stages(blocks: Callable[[int], str], merging: Callable[[int], str], expand: str, contract: str) -> list[Row]:
@@ -135,7 +121,8 @@ def _missing(parts: Mapping[str, Tensor]) -> str | None:
     stages = max(stage for stage, _ in numbers) + 1
     for stage in range(stages):
         blocks = max((block for number, block in numbers if number == stage), default=0) + 1
-        required += [f"stages.{stage}.blocks.{i}.{name}" for i in range(blocks) for name in REQUIRED_IN_EACH_BLOCK]
+        of_block = ("attention.table", *REQUIRED_IN_EACH_BLOCK)
+        required += [f"stages.{stage}.blocks.{i}.{name}" for i in range(blocks) for name in of_block]
         if stage + 1 < stages:
             required += [f"mergings.{stage}.{name}" for name in ("norm.weight", "norm.bias", "reduction.weight")]
     return next((name for name in required if name not in parts), None)

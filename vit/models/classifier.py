@@ -20,8 +20,8 @@ from common.nn.linear import Linear
 from common.nn.patches import Form, Patches, lecun_normal_
 from common.nn.positions import LearnedGrid, Resampling
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
+from vit.models.patch_tokens import PatchTokens
 
-MAX_TOKENS = 2048  # with more, a warning is printed; published models have at most 1,370 (518 pixels, patches of 14)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # used in the authors' JAX code and Google's published models
@@ -52,8 +52,26 @@ class VitBlockOptions:
     norm_eps: PositiveFloat
     activation: Literal["gelu", "gelu_tanh"]
 
+    def of_size(self, width: int, heads: int, feedforward: int, qkv_bias: bool | None = None) -> BlockOptions:
+        """Return the options of pre-norm blocks of this size."""
+        return BlockOptions(
+            width=width,
+            heads=heads,
+            feedforward=feedforward,
+            pre_norm=True,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            hidden_dropout=self.dropout,
+            activation=ACTIVATIONS[self.activation],
+            norm_eps=self.norm_eps,
+            qkv_bias=qkv_bias,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+        )
 
-class Classifier(nn.Module):
+
+class Classifier(PatchTokens):
     """A patch embedding, a pre-norm encoder, and a head on the class token or on the mean of the patches.
 
     Differs: GELU is exact unless `blocks.activation` is "gelu_tanh", the approximation in the authors' code. Initial
@@ -62,6 +80,10 @@ class Classifier(nn.Module):
 
     # Not loaded from a checkpoint with other classes, even if their number is the same.
     decided_by_data = ("head", "distillation_head")
+    models = (
+        "the models for photographs are vit_photo (64 to 128 pixels), vit_ti16, vit_s16, vit_b16 and larger (224 "
+        "pixels), and model=vit is made for images of 8 x 8 pixels"
+    )
     undecayed = ("positions", "registers")  # without weight decay, since they are tables of vectors, not linear maps
 
     def __init__(
@@ -127,20 +149,7 @@ class Classifier(nn.Module):
         grid = self.patches.grid(*image_size)
         self.positions = LearnedGrid(width, grid, on_token=on_token, resampling=positions.resample)
         self.dropout = Dropout(blocks.dropout)
-        options = BlockOptions(
-            width=width,
-            heads=heads,
-            feedforward=feedforward,
-            pre_norm=True,
-            dropout=blocks.dropout,
-            attention_dropout=blocks.attention_dropout,
-            hidden_dropout=blocks.dropout,
-            activation=ACTIVATIONS[blocks.activation],
-            norm_eps=blocks.norm_eps,
-            qk_norm=blocks.qk_norm,
-            layer_scale=blocks.layer_scale,
-            drop_path=blocks.drop_path,
-        )
+        options = blocks.of_size(width, heads, feedforward)
         self.encoder = Stack(options, layers=layers, final_norm=pooling != "mean_then_norm")
         self.pooled_norm = nn.LayerNorm(width, eps=blocks.norm_eps) if pooling == "mean_then_norm" else nn.Identity()
         self.representation = Linear(width, representation) if representation else None
@@ -198,37 +207,6 @@ class Classifier(nn.Module):
         """The number of tokens that precede the patches: class token, distillation token and registers, if any."""
         tokens = sum(token is not None for token in (self.class_token, self.distillation_token))
         return tokens + (0 if self.registers is None else len(self.registers))
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens of an image of the configured size."""
-        rows, columns, _ = self.positions.grid.shape
-        return self.before_patches + rows * columns
-
-    def input_summary(self) -> list[str]:
-        """Return a line for the start summary with the number of tokens of an image."""
-        rows, columns, _ = self.positions.grid.shape
-        size = self.patches.size
-        return [f"{self.tokens:,} tokens an image: {rows} x {columns} patches of {size} x {size} pixels"]
-
-    def input_advice(self) -> list[str]:
-        """Return a warning if an image has more than `MAX_TOKENS` tokens; otherwise an empty list."""
-        if self.tokens <= MAX_TOKENS:
-            return []
-        return [
-            f"an image has {self.tokens:,} tokens, and time and memory of attention grow with their square: a larger "
-            f"model.patch_size than {self.patches.size} or a smaller data.image_size gives fewer; the models for "
-            "photographs are vit_photo (64 to 128 pixels), vit_ti16, vit_s16, vit_b16 and larger (224 pixels), and "
-            "model=vit is made for images of 8 x 8 pixels."
-        ]
-
-    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a checkpoint's tensors with the positions resampled to this model's grid of patches."""
-        return self.positions.adapt(tensors, "positions")
-
-    def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
-        """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
-        return self.positions.adaptations(tensors, "positions")
 
     def layers(self) -> list[tuple[str, ...]]:
         """List the name prefixes of each layer's parameters, from input to output, for layer-wise learning rates.

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine.device import full_precision
-from common.nn.blocks import BlockOptions, Stack
+from common.nn.blocks import Stack
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
 from common.nn.patches import patch_grid, split_into_patches
 from common.nn.positions import LearnedGrid
 from common.types import Layers, Positive, Side
-from vit.models.classifier import ACTIVATIONS, MAX_TOKENS, PositionOptions, VitBlockOptions
+from vit.models.classifier import PositionOptions, VitBlockOptions
+from vit.models.patch_tokens import PatchTokens
 
 WORD_KERNEL = 7  # side in pixels of the convolution that embeds words
 
@@ -80,10 +81,11 @@ class WordsToToken(nn.Module):
         return tokens
 
 
-class Tnt(nn.Module):
+class Tnt(PatchTokens):
     """A word embedding, inner and outer blocks in turn, and a head on the class token or on the mean of the patches."""
 
     decided_by_data = ("head",)  # not loaded from a checkpoint with other classes, even if their number is the same
+    models = "the models for photographs of 224 pixels are tnt_s and tnt_b"
     undecayed = ("positions", "word_positions")  # without weight decay, since they are tables of vectors
 
     def __init__(
@@ -138,10 +140,11 @@ class Tnt(nn.Module):
         grid = self.patches.grid(*image_size)
         self.positions = LearnedGrid(width, grid, on_token=on_token, resampling=positions.resample)
         self.dropout = Dropout(blocks.dropout)
-        inner_options = _block_options(blocks, inner.width, inner.heads, inner.feedforward)
+        inner_options = blocks.of_size(inner.width, inner.heads, inner.feedforward, qkv_bias=False)
         self.inner = Stack(inner_options, layers=layers, final_norm=False)
         self.updates = nn.ModuleList(WordsToToken(**shape, bias=False, norm_eps=blocks.norm_eps) for _ in range(layers))
-        self.encoder = Stack(_block_options(blocks, width, heads, feedforward), layers=layers, final_norm=True)
+        outer_options = blocks.of_size(width, heads, feedforward, qkv_bias=False)
+        self.encoder = Stack(outer_options, layers=layers, final_norm=True)
         self.head = Linear(width, classes)
         self._initialise()
 
@@ -183,38 +186,10 @@ class Tnt(nn.Module):
         """The numbers of rows and columns of words in a patch."""
         return self.patches.side, self.patches.side
 
-    @property
-    def tokens(self) -> int:
-        """The number of tokens of an image of the configured size, without words."""
-        rows, columns, _ = self.positions.grid.shape
-        return self.before_patches + rows * columns
-
     def input_summary(self) -> list[str]:
         """Return a line for the start summary with the numbers of tokens and words of an image."""
-        rows, columns, _ = self.positions.grid.shape
-        size, side = self.patches.size, self.patches.side
-        return [
-            f"{self.tokens:,} tokens an image: {rows} x {columns} patches of {size} x {size} pixels with {side} x "
-            f"{side} words each"
-        ]
-
-    def input_advice(self) -> list[str]:
-        """Return a warning if an image has more than `MAX_TOKENS` tokens; otherwise an empty list."""
-        if self.tokens <= MAX_TOKENS:
-            return []
-        return [
-            f"an image has {self.tokens:,} tokens, and time and memory of attention grow with their square: a larger "
-            f"model.patch_size than {self.patches.size} or a smaller data.image_size gives fewer; the models for "
-            "photographs of 224 pixels are tnt_s and tnt_b."
-        ]
-
-    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a checkpoint's tensors with the positions of patches resampled to this model's grid."""
-        return self.positions.adapt(tensors, "positions")
-
-    def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
-        """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
-        return self.positions.adaptations(tensors, "positions")
+        side = self.patches.side
+        return [f"{line} with {side} x {side} words each" for line in super().input_summary()]
 
     def layers(self) -> list[tuple[str, ...]]:
         """List the name prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
@@ -236,21 +211,3 @@ class Tnt(nn.Module):
         for table in (self.class_token, self.word_positions, self.positions.grid, self.positions.token):
             if table is not None:
                 nn.init.trunc_normal_(table, std=0.02)
-
-
-def _block_options(blocks: VitBlockOptions, width: int, heads: int, feedforward: int) -> BlockOptions:
-    return BlockOptions(
-        width=width,
-        heads=heads,
-        feedforward=feedforward,
-        pre_norm=True,
-        dropout=blocks.dropout,
-        attention_dropout=blocks.attention_dropout,
-        hidden_dropout=blocks.dropout,
-        activation=ACTIVATIONS[blocks.activation],
-        norm_eps=blocks.norm_eps,
-        qkv_bias=False,
-        qk_norm=blocks.qk_norm,
-        layer_scale=blocks.layer_scale,
-        drop_path=blocks.drop_path,
-    )

@@ -69,4 +69,6 @@ def test_a_mask_that_evaluation_lacks_is_named_before_the_first_step(tmp_path: P
 
 
 def test_crowds_of_train_need_no_mask(tmp_path: Path) -> None:
-    task("detr_masks", "data=coco", write(tmp_path, crowds="train")).advice(pretrained=True)
+    detection = task("detr_masks", "data=coco", write(tmp_path, crowds="train"))
+    assert not any("segmentation" in line for line in detection.advice(pretrained=True))
+    assert detection.data.count("train") > 0 and isinstance(detection.metric("test"), CocoMetric)
