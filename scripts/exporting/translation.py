@@ -62,7 +62,7 @@ class DecoderStep(nn.Module):
             for own, source in zip(past, memory, strict=True)
         ]
         ancestors = torch.ones(batch, 1, before, dtype=torch.bool, device=tokens.device)
-        state = State(caches, real[:, None, None], ancestors, before)
+        state = State(caches, ancestors, before, sees_all=True, real=real[:, None, None])
         logits = self.model.step(state, tokens)
         return logits, _stack([cache.own for cache in caches])
 
