@@ -129,7 +129,7 @@ class Transformer(nn.Module):
         )
         self.encoder = Stack(options, layers=encoder_layers, final_norm=blocks.pre_norm)
         self.decoder = Stack(options, layers=decoder_layers, final_norm=blocks.pre_norm, cross=True)
-        self._initialise()
+        initialise(self, width)
 
     @property
     def masks_entries(self) -> bool:
@@ -180,11 +180,7 @@ class Transformer(nn.Module):
 
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
-        if source.shape[1] > self.longest:
-            raise UserError(
-                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; split "
-                "it into sentences, or raise that limit."
-            )
+        refuse_too_long(source, self.longest)
         real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
         real = real[:, None, None]  # (B, S) -> (B, 1, 1, S)
         embedding = self.embedding if self.source_embedding is None else self.source_embedding
@@ -203,17 +199,28 @@ class Transformer(nn.Module):
         logits: Tensor = self.output(x)
         return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
 
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("in_proj.weight"):
-                for matrix in parameter.chunk(3):
-                    nn.init.xavier_uniform_(matrix)
-            elif "embedding" in name or name.startswith("output."):
-                nn.init.normal_(parameter, std=self.width**-0.5)
-            elif parameter.ndim == 2:
-                nn.init.xavier_uniform_(parameter)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+
+def initialise(model: nn.Module, width: int) -> None:
+    """Initialise a translator's parameters as the authors' code does; see `Transformer`."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("in_proj.weight"):
+            for matrix in parameter.chunk(3):
+                nn.init.xavier_uniform_(matrix)
+        elif "embedding" in name or name.startswith("output."):
+            nn.init.normal_(parameter, std=width**-0.5)
+        elif parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def refuse_too_long(source: Tensor, longest: int) -> None:
+    """Raise UserError if sources (B, S) have more than `longest` tokens."""
+    if source.shape[1] > longest:
+        raise UserError(
+            f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={longest:,}; split it into "
+            "sentences, or raise that limit."
+        )
 
 
 def _check(width: int, heads: int, tied: str, joint: bool) -> None:
