@@ -130,9 +130,11 @@ class PrefixLm(nn.Module):
         refuse_too_long(source, self.longest)
         lengths, places = lengths.to(source.device), torch.arange(source.shape[1], device=source.device)
         real = (places < lengths[:, None])[:, None]  # (B, 1, S)
+        may_look = real[:, None]  # (B, 1, 1, S)
+        if self.prefix == "causal":
+            may_look = may_look & (places <= places[:, None])  # (B, 1, S, S)
         caches = self.decoder.caches()
-        x = self._embed(source, places, source.new_full((1, 1), SOURCE))
-        self.decoder(x, may_look=real[:, None], causal=self.prefix == "causal", caches=caches)
+        self.decoder(self._embed(source, places, source.new_full((1, 1), SOURCE)), may_look=may_look, caches=caches)
         return State(caches, real, 0, sees_all=False, lengths=lengths)  # source tokens are ancestors, padding is not
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
