@@ -43,7 +43,12 @@ def docstrings(split: Split) -> list[str]:
 
 def origin() -> str:
     """The name of the text with Python's version, for summaries."""
-    return f"the documentation strings of the standard library of Python {platform.python_version()}"
+    return f"the documentation strings of the standard library of Python {python_version()}"
+
+
+def python_version() -> str:
+    """The version of Python whose library is read, such as "3.13.1"."""
+    return platform.python_version()
 
 
 @cache

@@ -26,6 +26,7 @@ from seq2seq.tokenizers.text import (
 
 SCAN_BYTES = 1 << 24  # bytes that are checked and searched for line ends at a time
 MAX_MAGIC_BYTES = 16  # as many first bytes as `compression` needs
+MAX_SEARCH_BYTES = 1 << 16  # how far from a position the next line end is searched for
 SPACE = ord(" ")
 CONTINUATION, CONTINUATION_MASK = 0x80, 0xC0  # the second and later bytes of a UTF-8 character are 0b10xxxxxx
 
@@ -42,6 +43,8 @@ class TextLines(Sequence[str]):
         self.paths = list(paths)
         self._files = [_MappedFile(path) for path in paths]
         self._firsts = np.cumsum([0, *(len(file.ends) for file in self._files)])  # number of lines before each file
+        self._offsets = np.cumsum([0, *(len(file.flat) for file in self._files)])  # number of bytes before each file
+        self.total = int(self._offsets[-1])  # bytes of all files, with line ends
         self.bytes_ = sum(file.text_bytes for file in self._files)  # UTF-8 bytes of all lines, without line ends
         if not any(file.has_text for file in self._files):
             names = ", ".join(map(str, self.paths)) or "an empty list of files"
@@ -71,14 +74,27 @@ class TextLines(Sequence[str]):
         file = int(np.searchsorted(self._firsts, index, side="right")) - 1
         return f"line {index - int(self._firsts[file]) + 1:,} of {self.paths[file]}"
 
-    def chunks(self, size: int) -> Iterator[str]:
-        r"""Yield the whole text in pieces of at most about `size` UTF-8 bytes; every line ends with "\n".
+    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        r"""Yield the text in pieces of at most about `size` UTF-8 bytes; every line ends with "\n".
 
         A piece ends after a line. A line of more than `size` bytes is cut before a space or, if a piece has no space,
-        between two characters. No piece holds text of two files.
+        between two characters. No piece holds text of two files. With `start` and `stop`, which `cut` returns, the text
+        is that between these two positions.
         """
-        for file in self._files:
-            yield from file.chunks(size)
+        stop = self.total if stop is None else stop
+        for file, first in zip(self._files, self._offsets.tolist(), strict=False):
+            yield from file.chunks(size, max(0, start - first), min(len(file.flat), stop - first))
+
+    def cut(self, position: int) -> int:
+        """The first position from `position` on at which the text can be cut, in bytes of all files from 0 to `total`.
+
+        It is the start of the next line or, if that is more than `MAX_SEARCH_BYTES` away, the next space or character.
+        """
+        if position >= self.total:
+            return self.total
+        file = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        first = int(self._offsets[file])
+        return first + self._files[file].cut(position - first)
 
 
 class _MappedFile:
@@ -122,30 +138,41 @@ class _MappedFile:
         start = int(self.ends[index - 1]) + 1 if index else 0
         return self.flat[start : int(self.ends[index])].tobytes().decode().removesuffix("\r")
 
-    def chunks(self, size: int) -> Iterator[str]:
-        start = 0
-        while start < len(self.flat):
-            stop = self._cut(start, start + size)
+    def chunks(self, size: int, start: int, end: int) -> Iterator[str]:
+        """Yield the text from byte `start` to byte `end`; see `TextLines.chunks`."""
+        while start < end:
+            stop = self._end_of_piece(start, min(start + size, end)) if start + size < end else end
             text = self.flat[start:stop].tobytes().decode().replace("\r\n", "\n")
             complete = stop < len(self.flat) or text.endswith("\n")
             yield text if complete else text.removesuffix("\r") + "\n"
             start = stop
 
-    def _cut(self, start: int, stop: int) -> int:
+    def _end_of_piece(self, start: int, stop: int) -> int:
         """Where to end a piece of at most about stop - start bytes; see `TextLines.chunks`."""
-        if stop >= len(self.flat):
-            return len(self.flat)
         preceding = int(np.searchsorted(self.ends, stop))  # number of line ends before `stop`
         if preceding and self.ends[preceding - 1] >= start:
             return int(self.ends[preceding - 1]) + 1
         spaces = np.flatnonzero(self.flat[start + 1 : stop] == SPACE)
-        if len(spaces):
-            return start + 1 + int(spaces[-1])
-        while stop < len(self.flat) and self.flat[stop] & CONTINUATION_MASK == CONTINUATION:
-            stop += 1
-        if stop < len(self.flat) and self.flat[stop] == LINE_FEED:  # a carriage return may precede it
-            stop += 1
-        return stop
+        return start + 1 + int(spaces[-1]) if len(spaces) else self._next_character(stop)
+
+    def cut(self, position: int) -> int:
+        """See `TextLines.cut`; the position is one in this file."""
+        if position == 0:
+            return 0
+        end = int(self.ends[np.searchsorted(self.ends, position - 1)])  # of the line that holds the byte before
+        if end - position < MAX_SEARCH_BYTES:
+            return min(end + 1, len(self.flat))
+        spaces = np.flatnonzero(self.flat[position : position + MAX_SEARCH_BYTES] == SPACE)
+        return position + int(spaces[0]) if len(spaces) else self._next_character(position)
+
+    def _next_character(self, position: int) -> int:
+        """The first byte from `position` on that begins a character, after a line feed at `position`, if there is one.
+
+        So no cut is between a carriage return and a line feed.
+        """
+        while position < len(self.flat) and self.flat[position] & CONTINUATION_MASK == CONTINUATION:
+            position += 1
+        return position + int(position < len(self.flat) and self.flat[position] == LINE_FEED)
 
 
 def _map(path: Path) -> NDArray[Any]:

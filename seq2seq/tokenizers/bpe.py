@@ -45,7 +45,8 @@ ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory 
 class TokenizerOptions:
     """Options of a tokenizer.
 
-    kind: the method; "bpe" (byte-pair encoding) is the only choice.
+    kind: the method: "bpe" (byte-pair encoding), or "characters" (each character is a token, see characters.py), which
+        uses only `coverage`, `normalization` and `lowercase`, and `joint` for two languages.
     pieces: the units from which merges start: "bytes" (all 256, so that no text is unknown) or "characters" (those of
         the training text).
     vocabulary: number of entries, including the 4 special ones and all single bytes or characters. If `joint` is false,
@@ -62,7 +63,7 @@ class TokenizerOptions:
     lowercase: whether text is converted to lower case first. Decoding then returns lower case.
     """
 
-    kind: Literal["bpe"]
+    kind: Literal["bpe", "characters"]
     pieces: Literal["bytes", "characters"]
     vocabulary: Annotated[int, Range(low=1, high=1_000_000)]  # the library reserves memory for all entries at once
     joint: bool
@@ -155,6 +156,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS; an empty list for an empty text."""
         ids: list[int] = self._bpe.encode(self._prepare(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that follows other text, so that no space is inserted before it."""
+        text = normalize(text, self.options)
+        text = text if self._uncovered is None else _replace_uncovered(text, self._uncovered, self.options)
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:

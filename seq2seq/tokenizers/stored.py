@@ -1,14 +1,21 @@
 """Rebuild a tokenizer of any kind from the state in a checkpoint."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from seq2seq.tokenizers import marian
 from seq2seq.tokenizers.byte_bpe import ByteBpe
+from seq2seq.tokenizers.characters import Characters
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.word_piece import WordPiece
 
 # The classes of states by their key "kind"; those of other kinds are read by `marian.restore`.
-KINDS = {ByteBpe.kind: ByteBpe, WordPiece.kind: WordPiece}
+KINDS: dict[str, Callable[[dict[str, Any]], TextTokenizer]] = {
+    ByteBpe.kind: ByteBpe,
+    WordPiece.kind: WordPiece,
+    Characters.kind: Characters,
+}
 
 
 def restore(state: str) -> TextTokenizer:
@@ -20,5 +27,5 @@ def restore(state: str) -> TextTokenizer:
         content = json.loads(state)
     except (ValueError, RecursionError):
         content = None  # `marian.restore` raises the UserError
-    kind = KINDS.get(content.get("kind")) if isinstance(content, dict) else None
+    kind = KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
     return kind(content) if kind else marian.restore(state)
