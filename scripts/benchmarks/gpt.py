@@ -188,7 +188,9 @@ def train(setting: Setting) -> Row:
 def _ours(setting: Setting, recipe: dict[str, Any], texts: Tensor, model: Gpt, precision: str) -> TrainingContender:
     """Make our contender, which runs an optimizer step of our trainer."""
     step = stepper(model.train(), recipe, None, setting.device, precision)
-    batch = {"ids": [*range(len(texts))], "tokens": texts[:, :-1], "targets": texts[:, 1:]}
+    tokens, targets = texts[:, :-1], texts[:, 1:]
+    counts = torch.ones_like(targets, dtype=torch.bool)
+    batch = {"ids": [*range(len(texts))], "tokens": tokens, "targets": targets, "counts": counts}
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
 
 

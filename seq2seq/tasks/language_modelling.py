@@ -18,7 +18,7 @@ from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion.next_token import next_token_losses
 from seq2seq.data.protocol import LanguageData
 from seq2seq.evaluation.code_length import CodeLengthMetric
-from seq2seq.importing import adopt as importing
+from seq2seq.importing import gpt2
 from seq2seq.tasks import prompts
 from seq2seq.tasks.prompts import LINES_PER_BATCH, Group, Writer, as_line, text_after
 from seq2seq.tasks.reading import Line, lines
@@ -81,8 +81,8 @@ class LanguageModelling:
             self.restore(state)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Convert a file of another program; see seq2seq/importing/adopt.py."""
-        return importing.adopt(tensors, folder)
+        """Convert a file of GPT-2, see seq2seq/importing/gpt2.py."""
+        return gpt2.adopt(tensors, folder)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """The number of targets that count, under the key "tokens"."""
