@@ -22,11 +22,13 @@ from common.report.records import Records, check_batch
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
+from seq2seq.criterion.simcut import divergence
 from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.simcut import original_and_cut
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
@@ -110,14 +112,23 @@ class Translation:
         """The cross-entropy with smoothing, and under the key "nll" the cross-entropy without smoothing, in nats.
 
         Both are summed over the target tokens of the batch, and divided by the number of target tokens of the whole
-        step, so that the values of micro-batches sum to the mean over the tokens of the step.
+        step, so that the values of micro-batches sum to the mean over the tokens of the step. With SimCut, the key
+        "simcut" holds its term, divided in the same way and without its weight; the loss is the sum of the first and of
+        the weighted term.
         """
-        logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
         masked_entries = bool(getattr(model, "masks_entries", False))
-        smoothed, plain = loss.cross_entropy(
-            self.loss_options, logits, batch["target_out"], masked_entries=masked_entries
-        )
-        return smoothed / normalisers["tokens"], {"nll": plain / normalisers["tokens"]}
+        targets, tokens = batch["target_out"], normalisers["tokens"]
+        simcut, of_cut = self.loss_options.simcut, None
+        if simcut is not None and simcut.weight:
+            sizes = [tokenizer.size for tokenizer in self.data.tokenizers()]
+            logits, cut_logits = original_and_cut(model, batch, simcut.cutoff, sizes)
+            of_cut = divergence(logits, cut_logits, targets, masked_entries=masked_entries) / tokens
+        else:
+            logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
+        smoothed, plain = loss.cross_entropy(self.loss_options, logits, targets, masked_entries=masked_entries)
+        if simcut is None or of_cut is None:
+            return smoothed / tokens, {"nll": plain / tokens}
+        return smoothed / tokens + simcut.weight * of_cut, {"nll": plain / tokens, "simcut": of_cut.detach()}
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
