@@ -85,6 +85,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     # after ddbbe75
     "seq2seq.tasks.translation.Translation": {
         "loss.simcut": {"weight": 0.0, "cutoff": 0.05},  # the loss was the cross-entropy alone
+        "distillation": {"teacher": None, "kind": "soft", "weight": 0.5, "temperature": 1.0},
     },
 }
 
