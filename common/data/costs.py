@@ -1,7 +1,7 @@
 """The costs of a split's samples as small arrays, and where batches begin that fill a limit on their cost.
 
-The cost of a batch is its number of samples times the highest cost of its samples (`Data.cost`). A sample whose own cost
-exceeds the limit is a batch by itself.
+The cost of a batch is its number of samples times the highest cost of its samples (`Data.cost`). A sample whose own
+cost exceeds the limit is a batch by itself.
 """
 
 from array import array

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class TokenEmbedding(nn.Embedding):
     """torch.nn.Embedding whose input can say which tokens are cut.
 
-    Inside the context `cutting`, the negative id ~i (which is -1 - i) stands for the token i with an embedding of zeros,
-    from which the table gets no gradient. A model that passes its token ids on to a TokenEmbedding can so be called
-    with cut tokens, whether it embeds a whole sequence or token by token.
+    Inside the context `cutting`, the negative id ~i (which is -1 - i) stands for the token i with an embedding of
+    zeros, from which the table gets no gradient. So a model that passes its token ids on to a TokenEmbedding can be
+    called with cut tokens, whether it embeds a whole sequence or token by token.
     """
 
     accepts_cut = False  # an attribute of the module, by which torch.compile recognises the context

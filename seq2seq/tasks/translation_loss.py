@@ -19,7 +19,7 @@ from seq2seq.data.protocol import TextData
 from seq2seq.tasks.simcut import original_and_cut
 from seq2seq.tokenizers.bpe import PAD
 
-# Models that mask entries have logits of -1e9 or, in fp16, -inf there; above this bound, no difference of logits is NaN.
+# Models that mask entries have logits of -1e9 or, in fp16, -inf there. Raised to this bound, they give no NaN.
 LOWEST_LOGIT = -1e4
 
 
@@ -66,7 +66,7 @@ class TranslationLoss:
         - "nll": the cross-entropy without smoothing. The loss is the cross-entropy with smoothing.
         - "teacher", with a teacher: the loss of distillation (common/nn/distillation.py). It makes up the share
           `distillation.weight` of the loss, and the cross-entropy the rest.
-        - "simcut", with SimCut: its divergence, whose weighted value is added to the loss (seq2seq/criterion/simcut.py).
+        - "simcut", with SimCut: its divergence (seq2seq/criterion/simcut.py). The loss also contains it, weighted.
 
         All are summed over the target tokens of the batch, and divided by the number of target tokens of the whole
         step, so that the values of micro-batches sum to the mean over the tokens of the step.
