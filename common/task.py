@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.types import Split as Split
 
 Batch = dict[str, Any]  # tensors, lists and flags by name; the key "ids" holds the samples' ids
+Costs = Sequence[int] | NDArray[np.integer[Any]]  # the cost of each sample of a split, see `Data.cost`
 Answer = dict[str, Any]  # the prediction for one sample, in the units of the user's input, such as its pixels
 
 
@@ -67,11 +70,12 @@ class Data(Protocol):
     def count(self, split: Split) -> int:
         """Return the number of samples in `split`; 0 if there is no such split."""
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each sample in the unit of `batch_size`, such as 1 for an image.
 
         The cost of a batch is its number of samples times the highest cost among these samples. It is at most
-        `batch_size`, unless the batch holds a single sample.
+        `batch_size`, unless the batch holds a single sample. For data sets of
+        millions of samples, an array is smaller than a list, and `common.data.costs.equal_costs` takes no memory.
         """
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:

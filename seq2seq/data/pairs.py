@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.data import fingerprints
 from common.errors import UserError
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS, Positive
 from seq2seq.tokenizers import training
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, TokenizerOptions, normalize
@@ -50,7 +50,7 @@ class EncodedCorpus:
     corpus: Corpus
     source: Ragged  # token ids before truncation; each sentence ends with EOS
     target: Ragged  # likewise
-    costs: list[int]  # number of tokens of each pair's longer side, after truncation
+    costs: NDArray[np.int64]  # (n,) number of tokens of each pair's longer side, after truncation
     notes: list[str]  # lines for the summary
 
 
@@ -125,7 +125,7 @@ class SentencePairs(ABC):
         """Number of pairs in `split`; 0 if there is no such val or test split."""
         return len(self._used(split))
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Number of tokens of each pair's longer side, including EOS and after truncation."""
         return self._encode(split).costs
 
@@ -250,7 +250,7 @@ class SentencePairs(ABC):
         for name, side in ((self.source, corpus.source), (self.target, corpus.target)):
             empty = int((~_have_text(side)).sum())
             notes += [f"{empty:,} empty {name} {'line' if empty == 1 else 'lines'}, kept"] * bool(empty)
-        return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths), notes)
 
     def _encode_train(self) -> EncodedCorpus:
         """Encode the pairs of train that are used.
@@ -278,7 +278,7 @@ class SentencePairs(ABC):
                 )
             notes.append(f"{_pairs(too_long)} {limit} left out")
             corpus, source, target, lengths = corpus.take(rows), source.take(rows), target.take(rows), lengths[rows]
-        return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest), notes)
 
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
         """Encode both sides of all pairs; returns the ids of each side, and notes.

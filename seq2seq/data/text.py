@@ -145,7 +145,7 @@ class Text:
         return self._cut(split, index, max(0, end - self.block), end, first)
 
     def epoch_sample(self, split: Split, index: int, epoch_seed: int) -> dict[str, Any]:
-        """One block of train in an epoch, see `sample`; `epoch_seed` determines where the epoch's first block begins."""
+        """One block of train in an epoch; `epoch_seed` determines where the first block begins. See `sample`."""
         tokens = len(self._stream(split).ids)
         length = min(self.block, tokens)
         phases = min(self.block, tokens - self.count(split) * length + 1)
@@ -174,6 +174,10 @@ class Text:
         """The numbers of tokens, characters and bytes of a split."""
         stream = self._stream(split)
         return TextAmounts(len(stream.ids), stream.characters, stream.bytes_, stream.unknown)
+
+    def tokens(self, split: Split) -> NDArray[np.int64]:
+        """A copy of all tokens of a split: (T,)."""
+        return self._stream(split).ids.astype(np.int64)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a user's text, as in the middle of a longer text."""

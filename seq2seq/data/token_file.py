@@ -44,8 +44,8 @@ def tokenize_once(
 ) -> TokenStream:
     """Tokenize a text unless its tokens are in `folder`, and map their file into memory.
 
-    `text_digest` identifies the text and how it is cut into the pieces that `pieces` returns. The file has the name that `file_name` returns.
-    It appears only when it is complete. Processes that start at the same time each write their own draft, and the last
+    `text_digest` identifies the text and how it is cut into the pieces that `pieces` returns. The file has the name
+    that `file_name` returns. It appears only when it is complete. Processes that start at the same time each write their own draft, and the last
     one is kept. Raises UserError if the file cannot be written.
     """
     path = folder / file_name(text_digest, tokenizer)

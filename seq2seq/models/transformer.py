@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.dropout import Dropout
+from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
 from common.nn.positions import Layout, sine
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat
@@ -111,8 +112,8 @@ class Transformer(nn.Module):
         source, target = vocabularies
         # The embedding of the target. Its matrix is also that of the output with tied="target", and that of the output
         # and of the source embedding with tied="all".
-        self.embedding = nn.Embedding(target, width)
-        self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
+        self.embedding = TokenEmbedding(target, width)
+        self.source_embedding = None if tied == "all" else TokenEmbedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
         self.dropout = Dropout(blocks.dropout)

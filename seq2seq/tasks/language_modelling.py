@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.report.records import Records, check_batch
 from common.task import Adopted, Answer, Batch, Goal, Split
+from seq2seq.criterion.next_token import next_token_losses
 from seq2seq.data.protocol import LanguageData
 from seq2seq.evaluation.code_length import CodeLengthMetric
 from seq2seq.importing import gpt2
@@ -102,10 +102,7 @@ class LanguageModelling:
                 f"data.block={self.data.block} is more than model.longest={longest}, the context of the model; lower "
                 "data.block, or raise model.longest for a new model."
             )
-        logits = model(tokens)  # (B, N, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        return nats.masked_fill(~counts, 0)
+        return next_token_losses(model(tokens), targets).masked_fill(~counts, 0)
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
@@ -124,9 +121,7 @@ class LanguageModelling:
             counts = batch["counts"].sum(1).tolist()
             return [{"nats": total, "tokens": count} for total, count in zip(nats, counts, strict=True)]
         problems = self._problems(model, batch)
-        self.unanswered += [
-            f"Line {batch['ids'][i]}{self._origin(batch, i)} was not continued: {problem}." for i, problem in problems.items()
-        ]
+        self.unanswered += [f"{self._name(batch, i)} was not continued: {text}." for i, text in problems.items()]
         rows = [i for i in range(len(batch["ids"])) if i not in problems]
         texts = [batch["prompts"][i] for i in rows]
         answer = self._scored if self.options.method == "given" else self._continued
@@ -134,9 +129,10 @@ class LanguageModelling:
         empty: Answer = {"text": "", "score": 0.0, "tokens": []}
         return [answers[i] if i in answers else {**empty, "problem": problems[i]} for i in range(len(batch["ids"]))]
 
-    def _origin(self, batch: Batch, i: int) -> str:
+    def _name(self, batch: Batch, i: int) -> str:
+        """What a prompt is called in messages, such as "Line 3"."""
         origin = batch["origins"].get(batch["ids"][i])
-        return f" ({origin})" if origin else ""
+        return f"Line {batch['ids'][i]}{f' ({origin})' if origin else ''}"
 
     def _problems(self, model: nn.Module, batch: Batch) -> dict[int, str]:
         """The rows that cannot be continued, with the reasons."""
@@ -145,7 +141,7 @@ class LanguageModelling:
         for i, (id, text) in enumerate(zip(batch["ids"], batch["prompts"], strict=True)):
             if id in batch["problems"]:
                 problems[i] = batch["problems"][id]
-            elif unknown := getattr(self.data.text_tokenizer(), "unknown", lambda _: [])(text):
+            elif unknown := self._unknown(text):
                 names = ", ".join(map(repr, unknown[:MAX_NAMED])) + ", ..." * (len(unknown) > MAX_NAMED)
                 problems[i] = f"the vocabulary lacks its characters {names}; write the prompt without them"
             elif longest is not None and (count := len(self._ids(text))) > longest:
@@ -154,6 +150,11 @@ class LanguageModelling:
                     "shorter prompt"
                 )
         return problems
+
+    def _unknown(self, text: str) -> list[str]:
+        """The characters of a prompt that the vocabulary lacks."""
+        unknown = getattr(self.data.text_tokenizer(), "unknown", None)  # of a vocabulary of characters
+        return list(unknown(text)) if unknown else []
 
     def _ids(self, text: str) -> list[int]:
         """The tokens of a prompt; that of an empty one is the begin token. With method=given, this token is first."""
@@ -164,8 +165,9 @@ class LanguageModelling:
     def _continued(self, model: nn.Module, texts: list[str], ids: list[Any], **hook: Any) -> list[Answer]:
         tokenizer = self.data.text_tokenizer()
         starts = [self._ids(text) for text in texts]
-        unknown = [tokenizer.unk] if hasattr(tokenizer, "unk") else []
-        special = tokenizer.special._replace(never=(*tokenizer.special.never, *unknown))
+        unknown = getattr(tokenizer, "unk", None)
+        never = (*tokenizer.special.never, *([] if unknown is None else [unknown]))
+        special = tokenizer.special._replace(never=never)
         rows = prompts.continuations(model, starts, self.options, special, ids, **hook)
         answers = []
         for start, hypotheses in zip(starts, rows, strict=True):

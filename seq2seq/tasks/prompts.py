@@ -47,7 +47,12 @@ def read(input: str) -> Iterator[Group]:
 
 
 def continuations(
-    model: Any, prompts: list[list[int]], options: DecodingOptions, special: SpecialIds, ids: list[int | str], **hook: Any
+    model: Any,
+    prompts: list[list[int]],
+    options: DecodingOptions,
+    special: SpecialIds,
+    ids: list[int | str],
+    **hook: Any,
 ) -> list[list[Hypothesis]]:
     """Continue each prompt, a list of at least one token, by at most `options.longest_extra` tokens.
 
