@@ -69,7 +69,7 @@ def test_a_folder_of_transformers_gives_the_logits_of_transformers(tmp_path: Pat
     model = build_model()
     model.load_state_dict(adopted.weights)
     expected = theirs(text()).logits
-    assert expected.std() > 0.3
+    assert expected.std() > 0.2
     torch.testing.assert_close(model(text()), expected, rtol=0, atol=1e-5)
     assert adopted.task_state == {} and len(adopted.notes) == 1
     for value in ("model.heads=3", "model.blocks.activation=gelu_tanh", "model.blocks.norm_eps=1e-05"):
