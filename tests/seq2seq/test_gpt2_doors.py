@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from seq2seq.importing.gpt2 import adopt
 from seq2seq.models.gpt import Gpt, GptBlockOptions
 from seq2seq.tokenizers import files
-from tests.gpt2_files import ENTRIES, HEADS, LAYERS, LONGEST, VOCABULARY, WIDTH, state_dict, write_model, write_tokenizer
+from tests.gpt2_files import (
+    ENTRIES,
+    HEADS,
+    LAYERS,
+    LONGEST,
+    VOCABULARY,
+    WIDTH,
+    state_dict,
+    write_model,
+    write_tokenizer,
+)
 
 Door = Callable[..., str]
 SHAPE = {"width": WIDTH, "heads": HEADS, "layers": LAYERS, "feedforward": 4 * WIDTH, "longest": LONGEST}
