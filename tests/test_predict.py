@@ -65,10 +65,13 @@ def test_a_reader_that_closes_the_pipe_ends_the_process_without_an_error(process
     assert stderr.strip() == "weights   of step 3" and running.returncode == 0
 
 
-STREAM = SCRIPT.replace("parts = types", """task.stream = lambda model, batch, write: (
+STREAM = SCRIPT.replace(
+    "parts = types",
+    """task.stream = lambda model, batch, write: (
     (write(f"streamed {batch}\\n"), True)[1] if batch != 1 else False
 )
-parts = types""")
+parts = types""",
+)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

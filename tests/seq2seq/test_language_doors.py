@@ -1,4 +1,4 @@
-"""The doors as a user of a language model uses them: one small run on a text file, then all that can be done with it."""
+"""The doors as a user of a language model uses them: one small run on a text file, then what can be done with it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Text in blocks: every token once in evaluation, shifted blocks in training, splits of a file, digests and refusals."""
+"""Text in blocks: each token once in evaluation, shifted blocks in training, splits of a file, and refusals."""
 
 import gzip
 import pickle
@@ -225,9 +225,9 @@ def test_a_checkpoints_tokenizer_replaces_that_of_the_data(built: Built) -> None
 
 
 def test_mistakes_are_named(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.block=65 is more than data.batch_size=64"):
+    with pytest.raises(UserError, match=r"data.block=65 is more than data.batch_size=64"):
         built("data.block=65")
-    with pytest.raises(UserError, match="data.stride=17 is more than data.block=16"):
+    with pytest.raises(UserError, match=r"data.stride=17 is more than data.block=16"):
         built("data.stride=17")
     with pytest.raises(UserError, match="no file matches this pattern"):
         built(f"data.train={tmp_path}/*.md").count("train")

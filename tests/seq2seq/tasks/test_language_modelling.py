@@ -113,7 +113,7 @@ def test_the_code_length_does_not_depend_on_the_batches(built: Built) -> None:
 
 def test_a_block_longer_than_the_context_is_refused(built: Built) -> None:
     task, model = built("data.block=41")
-    with pytest.raises(UserError, match="data.block=41 is more than model.longest=40"):
+    with pytest.raises(UserError, match=r"data.block=41 is more than model.longest=40"):
         evaluated(task, model)
 
 
@@ -239,7 +239,11 @@ def test_what_is_not_one_text_is_not_streamed(built: Built) -> None:
     beam, model = built("task.predict.method=beam")
     several, _ = built("task.predict.method=sample", "task.predict.candidates=2")
     greedy, _ = built("task.predict.method=greedy")
-    for task, batch in ((beam, prompt_batch("o")), (several, prompt_batch("o")), (greedy, prompt_batch("o", raw=False))):
+    for task, batch in (
+        (beam, prompt_batch("o")),
+        (several, prompt_batch("o")),
+        (greedy, prompt_batch("o", raw=False)),
+    ):
         assert not task.stream(model, batch, lambda text: pytest.fail(text))
     assert greedy.stream(model, prompt_batch("ß"), lambda text: pytest.fail(text))
     assert "'ß'" in greedy.unanswered[0]

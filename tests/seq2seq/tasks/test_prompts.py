@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from searching import BEAM
+from tokenizing import BYTE_OPTIONS
 from torch import Tensor, nn
 
 from common.decoding.contract import SpecialIds
@@ -13,7 +14,6 @@ from common.errors import UserError
 from seq2seq.tasks import prompts
 from seq2seq.tasks.prompts import Writer, as_line, continuations
 from seq2seq.tokenizers.bpe import Tokenizer
-from tokenizing import BYTE_OPTIONS
 
 END, ENTRIES = 9, 10
 SPECIAL = SpecialIds(END, END, ())
@@ -50,9 +50,7 @@ def lines_of(input: str) -> list[tuple[list[str], bool]]:
     return [([line.text for line in group.lines], group.raw) for group in prompts.read(input)]
 
 
-def test_a_file_gives_its_lines_and_any_other_text_is_a_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_gives_its_lines_and_any_other_text_is_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("one\n\ntwo")
     (tmp_path / "what is it").write_text("a file with a name of words\n")

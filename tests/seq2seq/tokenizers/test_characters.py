@@ -45,7 +45,7 @@ def test_other_characters_are_unknown_and_no_text_gives_a_special_token() -> Non
 
 def test_all_texts_are_encoded_with_an_end() -> None:
     tokenizer = trained()
-    rows = tokenizer.encode_all(TEXTS + [""])
+    rows = tokenizer.encode_all([*TEXTS, ""])
     assert [rows[i].tolist() for i in range(4)] == [[*tokenizer.encode(text), EOS] for text in [*TEXTS, ""]]
     assert rows.flat.dtype == "int32" and len(tokenizer.encode_all([])) == 0
 
