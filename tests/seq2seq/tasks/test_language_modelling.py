@@ -150,7 +150,7 @@ def test_the_score_of_a_continuation_is_its_log_probability(built: Built) -> Non
     (answer,) = task.answers(model, prompt_batch("one t"))
     ids = task.data.encode("one t")
     logits = model(torch.tensor([[*ids, *answer["tokens"]]])).log_softmax(-1)[0, len(ids) - 1 : -1]
-    expected = logits.gather(1, torch.tensor(answer["tokens"])[:, None]).sum()
+    expected = logits.gather(1, torch.tensor(answer["tokens"])[:, None]).sum().detach()
     assert answer["score"] == pytest.approx(float(expected), abs=1e-4) and len(answer["tokens"]) == 12
     assert answer["text"] == task.data.text_tokenizer().decode(answer["tokens"])
 
@@ -181,8 +181,8 @@ def test_samples_differ_and_their_seed_repeats_them(built: Built) -> None:
 
 def test_an_unknown_token_is_never_written(built: Built) -> None:
     task, model = built("task.predict.method=sample", "task.predict.candidates=20", "task.predict.temperature=100")
-    tokens = {token for a in task.answers(model, prompt_batch("one")) for token in a["tokens"]}
-    assert not any("\ufffd" in record["text"] for record in task.predict(model, "one")) and len(tokens) > 5
+    characters = {*"".join(record["text"] for record in task.predict(model, "one"))}
+    assert "\ufffd" not in characters and len(characters) > 10
 
 
 def test_prompts_that_cannot_be_continued_are_listed_and_change_no_others(built: Built, tmp_path: Path) -> None:
