@@ -104,7 +104,8 @@ def plan(model: nn.Module, task: LanguageModelling) -> Plan:
 
 
 def _metadata(task: LanguageModelling) -> dict[str, Any]:
-    special = task.data.text_tokenizer().special
+    tokenizer = task.data.text_tokenizer()
+    special, unknown = tokenizer.special, getattr(tokenizer, "unk", None)
     return {
         "kind": "language modelling",
         "ids": {"begin": special.begin, "end": special.end},
@@ -112,7 +113,7 @@ def _metadata(task: LanguageModelling) -> dict[str, Any]:
         "decoding": {
             "first": "pass the ids of a prompt, or begin, one by one; past is empty at first (past_length 0)",
             "then": "tokens holds the ids chosen in the previous step, and past is that step's present",
-            "never": [*special.never],
+            "never": [*special.never, *([] if unknown is None else [unknown])],
         },
     }
 

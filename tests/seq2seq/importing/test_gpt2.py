@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,51 +13,14 @@ from common.files import checkpoint
 from common.machine.seeds import generator
 from seq2seq.importing.gpt2 import adopt
 from seq2seq.models.gpt import Gpt, GptBlockOptions
-from seq2seq.tokenizers.bpe import byte_alphabet
 from seq2seq.tokenizers.stored import restore
-
-WIDTH, HEADS, LAYERS, LONGEST = 24, 3, 2, 16
-MERGES = [("t", "h"), ("th", "e"), ("\u0120", "the")]
-END = "<|endoftext|>"
-VOCABULARY = [*sorted(byte_alphabet()), *("".join(merge) for merge in MERGES), END]
-ENTRIES = len(VOCABULARY)
-
-
-def state_dict(prefix: str = "", entries: int = ENTRIES) -> dict[str, Tensor]:
-    """Random weights in transformers' layout."""
-    rng, block = generator("gpt2 file"), {"ln_1.weight": (WIDTH,), "ln_1.bias": (WIDTH,)}
-    block |= {"ln_2.weight": (WIDTH,), "ln_2.bias": (WIDTH,)}
-    for name, (inputs, outputs) in {
-        "attn.c_attn": (WIDTH, 3 * WIDTH),
-        "attn.c_proj": (WIDTH, WIDTH),
-        "mlp.c_fc": (WIDTH, 4 * WIDTH),
-        "mlp.c_proj": (4 * WIDTH, WIDTH),
-    }.items():
-        block |= {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
-    shapes: dict[str, Any] = {"wte.weight": (entries, WIDTH), "wpe.weight": (LONGEST, WIDTH)}
-    shapes |= {f"h.{i}.{name}": shape for i in range(LAYERS) for name, shape in block.items()}
-    shapes |= {"ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
-    return {prefix + name: torch.empty(shape).normal_(std=0.3, generator=rng) for name, shape in shapes.items()}
+from tests.gpt2_files import ENTRIES, HEADS, LAYERS, LONGEST, VOCABULARY, WIDTH, state_dict, write_tokenizer
 
 
 def masks(prefix: str) -> dict[str, Tensor]:
     """The buffers of older files."""
     tensors = {f"{prefix}h.{i}.attn.bias": torch.ones(1, 1, LONGEST, LONGEST).tril() for i in range(LAYERS)}
     return tensors | {f"{prefix}h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(LAYERS)}
-
-
-def write_tokenizer(folder: Path, kind: str, entries: list[str] = VOCABULARY) -> None:
-    ids = {entry: i for i, entry in enumerate(entries)}
-    if kind == "vocab.json":
-        (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
-        merges = "\n".join(" ".join(merge) for merge in MERGES)
-        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-        return
-    tokenizers = pytest.importorskip("tokenizers")
-    library = tokenizers.Tokenizer(tokenizers.models.BPE(ids, MERGES))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.add_special_tokens([END])
-    library.save(str(folder / "tokenizer.json"))
 
 
 def build_model(entries: int = ENTRIES) -> Gpt:
@@ -107,7 +69,7 @@ def test_a_folder_of_transformers_gives_the_logits_of_transformers(tmp_path: Pat
     model = build_model()
     model.load_state_dict(adopted.weights)
     expected = theirs(text()).logits
-    assert expected.std() > 0.3
+    assert expected.std() > 0.2
     torch.testing.assert_close(model(text()), expected, rtol=0, atol=1e-5)
     assert adopted.task_state == {} and len(adopted.notes) == 1
     for value in ("model.heads=3", "model.blocks.activation=gelu_tanh", "model.blocks.norm_eps=1e-05"):
