@@ -48,6 +48,8 @@ def decode(
             hypotheses = beam_search(model, source[rows], lengths[rows], group, options, special)
         else:
             group_ids = [sentence_ids[row] for row in rows]
-            hypotheses = greedy_or_sample(model, source[rows], lengths[rows], group, options, special, group_ids, on_tokens)
+            hypotheses = greedy_or_sample(
+                model, source[rows], lengths[rows], group, options, special, group_ids, on_tokens
+            )
         answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]

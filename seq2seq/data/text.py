@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.data import fingerprints
+from common.data.costs import equal_costs
 from common.errors import UserError
 from common.files import inputs
 from common.machine.seeds import mix
@@ -128,8 +129,7 @@ class Text:
 
     def cost(self, split: Split) -> NDArray[np.int64]:
         """Number of tokens of each block or window, which is the same for all: (n,), without memory of its own."""
-        length = min(self.block, len(self._stream(split).ids))
-        return np.broadcast_to(np.int64(length), (self.count(split),))
+        return equal_costs(min(self.block, len(self._stream(split).ids)), self.count(split))
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One block of train, with the first block at the start of the text, or one window of val or test.

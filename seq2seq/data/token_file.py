@@ -45,8 +45,8 @@ def tokenize_once(
     """Tokenize a text unless its tokens are in `folder`, and map their file into memory.
 
     `text_digest` identifies the text and how it is cut into the pieces that `pieces` returns. The file has the name
-    that `file_name` returns. It appears only when it is complete. Processes that start at the same time each write their own draft, and the last
-    one is kept. Raises UserError if the file cannot be written.
+    that `file_name` returns. It appears only when it is complete. Processes that start at the same time each write
+    their own draft, and the last one is kept. Raises UserError if the file cannot be written.
     """
     path = folder / file_name(text_digest, tokenizer)
     stream = _mapped(path)
@@ -84,8 +84,7 @@ class _Counts:
             ids = np.array((self._next if i else self._first)(piece), self.type)
             unknown = 0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown))
             self.totals = [
-                total + new
-                for total, new in zip(self.totals, (len(piece), len(piece.encode()), unknown), strict=True)
+                total + new for total, new in zip(self.totals, (len(piece), len(piece.encode()), unknown), strict=True)
             ]
             yield ids
 

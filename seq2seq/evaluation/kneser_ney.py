@@ -31,8 +31,8 @@ class KneserNey:
 
     The probability is the discounted count of the n-gram divided by the count of its context, plus the mass that
     discounting sets aside times the probability of order n - 1. Below order 1 is the uniform distribution over the
-    vocabulary, so every token has a probability above 0. The counts of lower orders are numbers of different tokens that
-    precede an n-gram. A text begins with n - 1 begin tokens, which are never predicted.
+    vocabulary, so every token has a probability above 0. The counts of lower orders are numbers of different tokens
+    that precede an n-gram. A text begins with n - 1 begin tokens, which are never predicted.
 
     Differs: where a text is too small to estimate discounts (a count of counts is 0, or a discount is outside its
     range), `FALLBACK_DISCOUNTS` are used.
@@ -80,7 +80,7 @@ class KneserNey:
         return np.concatenate([np.full(self.order - 1, self._base - 1), np.asarray(tokens, np.int64)])
 
     def _count_keys(self, stream: Integers) -> tuple[list[Integers], list[Integers]]:
-        """For each order, the id of the n-gram that ends at each position (-1 if there is none), and the sorted keys."""
+        """For each order, the id of the n-gram that ends at each position, -1 if there is none, and the sorted keys."""
         all_ids, all_keys = [], []
         context = np.zeros(len(stream), np.int64)
         for _ in range(self.order):

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -111,5 +110,3 @@ class Writer:
 def as_line(text: str) -> str:
     r"""A text as one line: a line feed becomes \n, a carriage return \r and a backslash \\."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
-
-

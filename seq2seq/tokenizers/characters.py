@@ -111,9 +111,7 @@ class Characters:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`. PAD, BOS and EOS are left out; UNK becomes U+FFFD."""
-        return "".join(
-            "\ufffd" if i == UNK else self._characters[i - FIRST] for i in ids if i == UNK or i >= FIRST
-        )
+        return "".join("\ufffd" if i == UNK else self._characters[i - FIRST] for i in ids if i == UNK or i >= FIRST)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return each id's character in readable form: a space as U+2581."""

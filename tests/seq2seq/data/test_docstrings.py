@@ -59,7 +59,7 @@ def test_an_installation_without_source_files_is_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(tmp_path))
     docstrings._all_documents.cache_clear()
     try:
-        with pytest.raises(UserError, match="holds no source files .* data.train=FILE"):
+        with pytest.raises(UserError, match=r"holds no source files .* data.train=FILE"):
             docstrings.docstrings("val")
     finally:
         docstrings._all_documents.cache_clear()
