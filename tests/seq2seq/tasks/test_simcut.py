@@ -36,10 +36,11 @@ Built = Callable[..., tuple[Translation, nn.Module]]
 @pytest.fixture
 def built(tmp_path: Path) -> Built:
     """Returns a function that makes the task and model of a command line; the texts are numbers of 1 to 9 digits."""
-    names = "null eins zwei drei vier fünf sechs sieben acht neun".split()
+    english = "zero one two three four five six seven eight nine".split()
+    german = "null eins zwei drei vier fünf sechs sieben acht neun".split()
     rng = generator("numbers", 0)
     rows = [torch.randint(10, (1 + i % 9,), generator=rng).tolist() for i in range(40)]
-    lines = [f"{' '.join(map(str, row))}\t{' '.join(names[d] for d in row)}" for row in rows]
+    lines = ["\t".join(" ".join(names[digit] for digit in row) for names in (english, german)) for row in rows]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
     files = [f"data.train.pairs={tmp_path}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
     limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
