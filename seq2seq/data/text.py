@@ -276,7 +276,8 @@ class Text:
         """Divide train's files: the end is test, and the part before it val, unless these splits have files."""
         lines, passages = TextLines(_paths("train", name)), dict[Split, Passage]()
         end = lines.total
-        for split, share in (("test", self.test_share), ("val", self.val_share)):
+        shares: dict[Split, float | None] = {"test": self.test_share, "val": self.val_share}
+        for split, share in shares.items():
             if self._files[split] is None:
                 default = min(DEFAULT_SHARE * lines.total, MAX_DEFAULT_BYTES)
                 count = round(default if share is None else share * lines.total)
