@@ -29,7 +29,7 @@ SHAPE = {"width": WIDTH, "heads": HEADS, "layers": LAYERS, "feedforward": 4 * WI
 KEYS = ["model=gpt2", *(f"model.{name}={value}" for name, value in SHAPE.items())]
 KEYS += ["data.block=16", "data.stride=8", "data.batch_size=64", "data.cache=null", "trainer.device=cpu"]
 KEYS += ["trainer.precision=fp32"]
-TEXT = "the cat and the dog see the other cat. " * 12
+TEXT = "the cat and the dog see the other cat.\n" * 12
 pytestmark = pytest.mark.slow
 
 
