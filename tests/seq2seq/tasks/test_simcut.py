@@ -170,3 +170,11 @@ def test_a_config_of_an_earlier_version_has_no_simcut(built: Built) -> None:
 def test_values_out_of_range_are_refused(value: str) -> None:
     with pytest.raises(UserError, match=rf"task\.loss\.simcut\.{value}"):
         configure("train", ["model=seq2seq", f"task.loss.simcut.{value}"])
+
+
+def test_a_decoder_only_translators_packed_tokens_are_cut(tmp_path: Path) -> None:
+    shape = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.layers=2"]
+    task, model = make(tmp_path, "model=gpt_translator", *shape, *SIMCUT)
+    (batch,) = batches(task, [8])
+    _, parts = task.loss(model, batch, {"tokens": 77.0})
+    assert parts["simcut"] > 1e-5
