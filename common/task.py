@@ -5,16 +5,19 @@ A class satisfies a protocol by having its members; it need not inherit from it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.types import Split as Split
 
 Batch = dict[str, Any]  # tensors, lists and flags by name; the key "ids" holds the samples' ids
+Costs = Sequence[int] | NDArray[np.integer[Any]]  # the cost of each sample of a split, see `Data.cost`
 Answer = dict[str, Any]  # the prediction for one sample, in the units of the user's input, such as its pixels
 
 
@@ -67,11 +70,12 @@ class Data(Protocol):
     def count(self, split: Split) -> int:
         """Return the number of samples in `split`; 0 if there is no such split."""
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each sample in the unit of `batch_size`, such as 1 for an image.
 
         The cost of a batch is its number of samples times the highest cost among these samples. It is at most
-        `batch_size`, unless the batch holds a single sample.
+        `batch_size`, unless the batch holds a single sample. For data sets of
+        millions of samples, an array is smaller than a list, and `common.data.costs.equal_costs` takes no memory.
         """
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
@@ -105,6 +109,13 @@ class OptionalData(Protocol):
         Missing files are generated (synthetic images) or downloaded by the data set. If they are missing under the
         `root` in a checkpoint's config, evaluate.py and predict.py use a folder under data/ instead, unless the command
         line sets data.root.
+        """
+
+    def epoch_sample(self, split: Split, index: int, epoch_seed: int) -> dict[str, Any]:
+        """Return one training sample; training calls this method, if there is one, in place of `sample`.
+
+        `epoch_seed` is the same for all samples of an epoch and differs between epochs. It determines what the samples
+        of an epoch have in common, such as where a text is cut into blocks.
         """
 
     def class_notes(self) -> list[str]:
@@ -257,6 +268,12 @@ class OptionalTask(Protocol):
     unanswered: list[str]
     """A sentence for each input that `read` or `answers` left without an answer, with the reason. predict.py prints the
     sentences at its end."""
+
+    def stream(self, model: nn.Module, batch: Batch, write: Callable[[str], None]) -> bool:
+        """Pass the answers to a batch of `read` to `write` piece by piece, as they are computed; for a terminal.
+
+        Returns False, and writes nothing, if the answers cannot be streamed; `answers` and `show` are then called.
+        """
 
     def set_teacher(self, teacher: Teacher) -> Sequence[str]:
         """Store the teacher for `loss`; returns notes for the log.

@@ -82,6 +82,11 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     },
     "vit.models.classifier.Classifier": {"distillation_token": False},
     "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
+    # after ddbbe75
+    "seq2seq.tasks.translation.Translation": {
+        "loss.simcut": {"weight": 0.0, "cutoff": 0.05},  # the loss was the cross-entropy alone
+        "distillation": {"teacher": None, "kind": "soft", "weight": 0.5, "temperature": 1.0},
+    },
 }
 
 # Keys that say how val and test are cut from train, and whose defaults have changed:

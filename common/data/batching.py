@@ -9,23 +9,50 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from common.data.costs import Integers, are_equal, batch_starts, compact
 from common.data.loading import Key, Loader
 from common.errors import UserError
 from common.machine.seeds import mix
-from common.task import Batch, Data, Split
+from common.task import Batch, Costs, Data, Split
 
 
-def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
+def split_by_cost(order: Sequence[int] | Integers, costs: Costs, limit: int) -> list[list[int]]:
     """Split the sample indices `order` into consecutive batches, each of a cost of at most `limit`.
 
     `costs[i]` is the cost of sample i (`Data.cost`): for an image 1, or its number of augmented views; for a pair of
     sentences, the number of tokens of the longer one. The cost of a batch is its number of samples times the highest
     cost of its samples. A sample whose own cost exceeds the limit becomes a batch by itself.
     """
-    costs_in_order = np.asarray(costs)[np.asarray(order, np.int64)]
-    return _split_at(list(order), _batch_ends(costs_in_order.tolist(), limit))
+    samples = np.asarray(order, np.int64)
+    return [*Batches(samples, batch_starts(np.asarray(costs)[samples], limit), len(samples))]
+
+
+class Batches:
+    """A sequence of batches of sample indices, each of which becomes a list when it is read.
+
+    Batch i holds `samples` (n,) from position `starts[i]` to the next start or, if it is the last one, to `stop`.
+    `positions` is the order of the batches, and None stands for that of `starts`.
+    """
+
+    def __init__(
+        self, samples: Integers, starts: Sequence[int], stop: int, positions: Integers | Sequence[int] | None = None
+    ):
+        self._samples, self._starts, self._stop = samples, starts, stop
+        self._positions = range(len(starts)) if positions is None else positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, number: int) -> list[int]:
+        position = int(self._positions[number])
+        last = position + 1 == len(self._starts)
+        end = self._stop if last else self._starts[position + 1]
+        batch: list[int] = self._samples[self._starts[position] : end].tolist()
+        return batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.__getitem__, range(len(self)))
 
 
 class Order:
@@ -40,41 +67,46 @@ class Order:
     If costs differ (sentences), the samples are shuffled, sorted by cost, and then split. So a batch holds samples of
     similar cost and needs little padding. Finally, the batches are shuffled. No batch is dropped: before the batches
     are shuffled, the last one always holds the most expensive samples. If it were dropped, they would never be used.
+
+    An epoch of n samples takes 4 n bytes of memory (8 n from 2**31 samples on), and an order of samples of different
+    costs a few bytes per sample in addition.
     """
 
-    def __init__(self, costs: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int):
+    def __init__(self, costs: Costs, batch_size: int, seed: int):
         if not len(costs):
             raise UserError("the split train holds no samples; there is nothing to train on.")
-        self.costs = np.asarray(costs, np.int64)
+        self.costs = compact(costs)
         self.batch_size, self.seed = batch_size, seed
-        sorted_costs = np.sort(self.costs)
-        self._sorted_by_cost = bool(sorted_costs[0] < sorted_costs[-1])
-        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # the same in all epochs, like sorted_costs
-        if not self._sorted_by_cost and len(self._ends) > 1:
-            last_count = self._ends[-1] - self._ends[-2]
-            if (last_count + 1) * int(sorted_costs[0]) <= batch_size:
-                self._ends.pop()
+        self._sorted_by_cost = not are_equal(self.costs)
+        # The starts are the same in all epochs, like the sorted costs.
+        self._starts = batch_starts(np.sort(self.costs) if self._sorted_by_cost else self.costs, batch_size)
+        self._stop = len(self.costs)
+        if not self._sorted_by_cost and len(self._starts) > 1:
+            last_count = self._stop - self._starts[-1]
+            if (last_count + 1) * int(self.costs[0]) <= batch_size:
+                self._starts, self._stop = self._starts[:-1], self._starts[-1]
 
-    def epoch(self, number: int) -> list[list[int]]:
+    def epoch(self, number: int) -> Batches:
         """The global batches of epoch `number` (counted from 0), in the order of the steps."""
         rng = np.random.default_rng(mix(self.seed, "order", number))
-        order = rng.permutation(len(self.costs))
+        order = _indices(len(self.costs))
+        rng.shuffle(order)  # the order of rng.permutation(n), which would be int64
         if not self._sorted_by_cost:
-            return _split_at(order.tolist(), self._ends)
+            return Batches(order, self._starts, self._stop)
         order = order[np.argsort(self.costs[order], kind="stable")]  # stable: ties stay in random order
-        batches = _split_at(order.tolist(), self._ends)
-        return [batches[i] for i in rng.permutation(len(batches)).tolist()]
+        return Batches(order, self._starts, self._stop, rng.permutation(len(self._starts)))
 
     def steps(self, epochs: int) -> int:
         """The number of optimizer steps in `epochs` epochs."""
-        return epochs * len(self._ends)
+        return epochs * len(self._starts)
 
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
         """Yield (epoch, global batch) of step `step` (counted from 0) and of all later steps, without end."""
         first_epoch, completed = divmod(step, self.steps(1))
         for epoch in itertools.count(first_epoch):
-            for batch in self.epoch(epoch)[completed:]:
-                yield epoch, batch
+            batches = self.epoch(epoch)
+            for number in range(completed, len(batches)):
+                yield epoch, batches[number]
             completed = 0
 
 
@@ -127,9 +159,11 @@ def steps(
             dummies = [batch[:1]] * (count - len(micro_batches))
             yield epoch, [(epoch, tuple(indices)) for indices in (*micro_batches, *dummies)], len(micro_batches)
 
+    # Workers load ahead, so two iterators read one plan; it stores what only one of them has read.
+    for_loader, for_steps = itertools.tee(plan())
     loader = Loader(data, "train", seed=order.seed, workers=workers, pin=pin)
-    batches = loader(key for _, keys, _ in plan() for key in keys)
-    for epoch, keys, real_count in plan():
+    batches = loader(key for _, keys, _ in for_loader for key in keys)
+    for epoch, keys, real_count in for_steps:
         micro_batches = [next(batches) for _ in keys]
         yield epoch, micro_batches[:real_count] + [{**dummy, "dummy": True} for dummy in micro_batches[real_count:]]
 
@@ -155,25 +189,20 @@ def evaluation(
     all ranks together; None sets no limit. `samples` is the number of samples of the split that are used; None stands
     for all. They are chosen at random, but every call chooses the same ones.
     """
-    costs = np.asarray(data.cost(split), np.int64)
-    part = np.sort(np.random.default_rng(mix(0, "evaluated part")).permutation(len(costs))[:samples])
-    order = part[np.argsort(-costs[part], kind="stable")]
-    batches = split_by_cost(order.tolist(), costs, batch_size)[:limit]
+    costs = compact(data.cost(split))
+    order = _indices(len(costs))
+    if samples is not None:
+        order = np.sort(np.random.default_rng(mix(0, "evaluated part")).permutation(order)[:samples])
+    if are_equal(costs):
+        costs = costs[: len(order)]
+    else:
+        order = order[np.argsort(costs.max() - costs[order], kind="stable")]
+        costs = costs[order]
+    batches = Batches(order, batch_starts(costs, batch_size), len(order))
     loader = Loader(data, split, seed=None, workers=workers, pin=False)
-    yield from loader((0, tuple(batch)) for batch in batches[rank::world])
+    yield from loader((0, tuple(batches[number])) for number in range(len(batches))[:limit][rank::world])
 
 
-def _batch_ends(costs: list[int], limit: int) -> list[int]:
-    """The end (exclusive) of each batch into which `split_by_cost` splits samples with these costs, in this order."""
-    ends: list[int] = []
-    start = highest = 0
-    for position, cost in enumerate(costs):
-        highest = max(highest, cost)
-        if position > start and (position - start + 1) * highest > limit:
-            ends.append(position)
-            start, highest = position, cost
-    return [*ends, len(costs)] if costs else []
-
-
-def _split_at(items: list[int], ends: list[int]) -> list[list[int]]:
-    return [items[start:end] for start, end in itertools.pairwise([0, *ends])]
+def _indices(count: int) -> Integers:
+    """The indices of `count` samples in ascending order, (count,), in 4 bytes each if these suffice."""
+    return np.arange(count, dtype=np.int32 if count <= 2**31 else np.int64)

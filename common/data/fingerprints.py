@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,20 @@ from common.errors import UserError
 
 THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
 FILES_PER_TASK = 1000  # number of files whose lengths a thread reads in one task
+ROWS_PER_COPY = 2**16  # of an array that must be copied to be hashed
 
 
 def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
     """A hash (BLAKE2b) of the concatenated bytes of `parts`, as 32 hexadecimal digits."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
-        hasher.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+        if not isinstance(part, np.ndarray):
+            hasher.update(part)
+        elif part.flags.c_contiguous:
+            hasher.update(part.data)
+        else:  # copied in pieces, so that equal costs, which take no memory, do not take 8 bytes each here
+            for start in range(0, len(part), ROWS_PER_COPY):
+                hasher.update(np.ascontiguousarray(part[start : start + ROWS_PER_COPY]).data)
     return hasher.hexdigest()
 
 
@@ -41,9 +49,13 @@ def digest_files(folder: Path, names: NDArray[np.bytes_]) -> str:
     top = os.fsencode(folder)
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
     with ThreadPoolExecutor(THREADS) as threads:
-        lengths = list(threads.map(lambda part: [_length(os.path.join(top, name)) for name in part.tolist()], tasks))
+        lengths = list(threads.map(lambda part: _lengths(top, part), tasks))  # arrays: files may be millions
     texts = (b"\0".join([*part.tolist(), b""]) for part in tasks)
-    return digest([*texts, *(np.array(part, dtype="<i8") for part in lengths)])
+    return digest(chain(texts, lengths))
+
+
+def _lengths(top: bytes, names: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    return np.array([_length(os.path.join(top, name)) for name in names.tolist()], dtype="<i8")
 
 
 def _length(path: bytes) -> int:

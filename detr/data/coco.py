@@ -1,7 +1,6 @@
 """Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in a folder of a known layout or at any paths."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from common.data import fingerprints
+from common.data.costs import equal_costs
 from common.data.images import Exif, range_notes, read_image
 from common.data.names import names_line
 from common.data.opening import read_json
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS, Positive, Range
 from detr.data import annotations, notes
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
@@ -78,9 +78,9 @@ class Coco(SplitSources):
         """Return the number of images in `split`; 0 if there is no such split."""
         return len(self._arrays(split).ids) if self._has_split(split) else 0
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each image, which is 1."""
-        return [1] * self.count(split)
+        return equal_costs(1, self.count(split))
 
     def categories(self) -> list[dict[str, Any]]:
         """Return the classes as {"id", "name"}, in the order of class indices; with "isthing" if the file has it."""

@@ -1,7 +1,6 @@
 """Lane data in the format of TuSimple's Lane Detection Challenge: images, and lines of JSON with the lanes at rows."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 from common.data import fingerprints
+from common.data.costs import equal_costs
 from common.data.images import read_image
 from common.errors import UserError
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS, Positive, PositiveFloat, Side
 from detr.data.lane_labels import LaneLabels, read_labels
 from detr.data.lane_transforms import LaneAugmentation, augment
@@ -77,9 +77,9 @@ class TuSimple:
         """Return the number of images in `split`; 0 if there is no such split."""
         return len(self.ground_truth(split)) if self._has_split(split) else 0
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each image, which is 1."""
-        return [1] * self.count(split)
+        return equal_costs(1, self.count(split))
 
     def ground_truth(self, split: Split) -> list[LaneLabels]:
         """Return the labels of all images of `split`, in the order of their indices."""

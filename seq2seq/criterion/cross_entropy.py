@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.types import Fraction
+from common.types import Fraction, NonNegativeFloat
 from seq2seq.tokenizers.bpe import PAD
 
 # A vocabulary entry whose log probability is below this value counts as masked. Imported models mask entries by logits
@@ -18,14 +18,29 @@ MASKED_LOG_PROBABILITY = -1e8
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimCutOptions:
+    """Options of SimCut (Gao et al. 2022, arXiv 2206.02368), a term of the loss.
+
+    weight: the term's factor, alpha in the paper, which uses 3; 0 = no SimCut. With SimCut, a step computes twice as
+        many tokens.
+    cutoff: the probability with which the embedding of a token is cut, p_cut in the paper, which uses 0.05.
+    """
+
+    weight: NonNegativeFloat
+    cutoff: Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossOptions:
     """Options of the loss.
 
     smoothing: the fraction of the target probability that is distributed uniformly over all vocabulary entries, or over
         the unmasked ones if the model masks entries.
+    simcut: see SimCutOptions; None = no SimCut.
     """
 
     smoothing: Fraction
+    simcut: SimCutOptions | None = None  # users' tasks and their yaml may be older than this key
 
 
 def cross_entropy(
@@ -37,7 +52,7 @@ def cross_entropy(
     not padding. `masked_entries` is whether the model masks vocabulary entries by logits of about -1e9. If it is true,
     smoothing omits these entries. False saves the time and memory of looking for them.
     """
-    log_probabilities = _log_probabilities(logits)  # (B, T, V)
+    log_probabilities = log_softmax(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
     if not options.smoothing:
         return plain, plain.detach()
@@ -48,7 +63,7 @@ def cross_entropy(
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Each target token's loss in nats, without smoothing; 0 for padding: (B, T, V), (B, T) int64 -> (B, T)."""
-    return _negative_log_likelihoods(_log_probabilities(logits), targets)
+    return _negative_log_likelihoods(log_softmax(logits), targets)
 
 
 def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
@@ -58,7 +73,8 @@ def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def log_softmax(logits: Tensor) -> Tensor:
+    """The logarithms of the probabilities, in fp32 or higher: (..., V) -> (..., V)."""
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from common.data import fingerprints
 from common.errors import UserError
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS, Positive
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD, Tokenizer, TokenizerOptions, normalize
+from seq2seq.tokenizers import training
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, TokenizerOptions, normalize
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Lines, Ragged
 
@@ -49,7 +50,7 @@ class EncodedCorpus:
     corpus: Corpus
     source: Ragged  # token ids before truncation; each sentence ends with EOS
     target: Ragged  # likewise
-    costs: list[int]  # number of tokens of each pair's longer side, after truncation
+    costs: NDArray[np.int64]  # (n,) number of tokens of each pair's longer side, after truncation
     notes: list[str]  # lines for the summary
 
 
@@ -107,11 +108,11 @@ class SentencePairs(ABC):
         if self._tokenizers is None:
             corpus, options = self._train_without_empty_sides(), self.tokenizer
             if options.joint:
-                joint = Tokenizer.train(chain(corpus.source, corpus.target), options)
+                joint = training.train(chain(corpus.source, corpus.target), options)
                 self._tokenizers = joint, joint
             else:
                 sides = (self.source, corpus.source), (self.target, corpus.target)
-                source, target = (Tokenizer.train(lines, options, f" in {name}") for name, lines in sides)
+                source, target = (training.train(lines, options, f" in {name}") for name, lines in sides)
                 self._tokenizers = source, target
         return self._tokenizers
 
@@ -124,7 +125,7 @@ class SentencePairs(ABC):
         """Number of pairs in `split`; 0 if there is no such val or test split."""
         return len(self._used(split))
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Number of tokens of each pair's longer side, including EOS and after truncation."""
         return self._encode(split).costs
 
@@ -205,7 +206,8 @@ class SentencePairs(ABC):
         counts = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
         options = self.tokenizers()[0].options
         entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
-        lines = [f"{self.source} -> {self.target}; {options.kind} from {options.pieces}, {entries}"]
+        method = f"{options.kind} from {options.pieces}" if options.kind != "characters" else options.kind
+        lines = [f"{self.source} -> {self.target}; {method}, {entries}"]
         return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:
@@ -248,7 +250,7 @@ class SentencePairs(ABC):
         for name, side in ((self.source, corpus.source), (self.target, corpus.target)):
             empty = int((~_have_text(side)).sum())
             notes += [f"{empty:,} empty {name} {'line' if empty == 1 else 'lines'}, kept"] * bool(empty)
-        return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths), notes)
 
     def _encode_train(self) -> EncodedCorpus:
         """Encode the pairs of train that are used.
@@ -276,7 +278,7 @@ class SentencePairs(ABC):
                 )
             notes.append(f"{_pairs(too_long)} {limit} left out")
             corpus, source, target, lengths = corpus.take(rows), source.take(rows), target.take(rows), lengths[rows]
-        return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest), notes)
 
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
         """Encode both sides of all pairs; returns the ids of each side, and notes.

@@ -18,16 +18,18 @@ from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.machine.device import to_device
 from common.nn.attention import record_attention
+from common.nn.distillation import DistillationOptions
 from common.report.records import Records, check_batch
-from common.task import Adopted, Answer, Batch, Goal, Split
-from seq2seq.criterion import cross_entropy as loss
-from seq2seq.criterion.cross_entropy import LossOptions
+from common.task import Adopted, Answer, Batch, Goal, Split, Teacher
+from seq2seq.criterion.cross_entropy import LossOptions, token_losses
 from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
+from seq2seq.tokenizers import stored
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
 CPU = torch.device("cpu")
@@ -40,14 +42,22 @@ class TranslationState(TypedDict, total=False):
     tokenizers: list[str]  # as JSON: one if source and target use the same object, otherwise one for each
 
 
-class Translation:
+class Translation(TranslationLoss):
     """The task of translating sentences. Prediction uses the tokenizers of `data`, but reads no file of `data`."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
     state_schema = TranslationState
 
-    def __init__(self, *, data: TextData, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
+    def __init__(
+        self,
+        *,
+        data: TextData,
+        loss: LossOptions,
+        predict: DecodingOptions,
+        keep_tokenizers: bool,
+        distillation: DistillationOptions | None = None,  # users' tasks and their yaml may be older than this key
+    ):
         """Make the task.
 
         Args:
@@ -57,9 +67,12 @@ class Translation:
             keep_tokenizers: whether a run that starts from a checkpoint uses the checkpoint's tokenizers. With them,
                 each embedding stands for the same token as before. Without them, the run trains tokenizers on its own
                 data.
+            distillation: see common.nn.distillation.DistillationOptions.
         """
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
+        self.distillation = distillation
+        self.teacher: Teacher | None = None
         self.unanswered: list[str] = []  # see OptionalTask
 
     def model_arguments(self) -> dict[str, Any]:
@@ -83,7 +96,7 @@ class Translation:
                 f"The checkpoint contains {len(states) or 'no'} tokenizers, expected those of source and target, which "
                 "give its token ids a text; import it together with its vocabulary."
             )
-        tokenizers = [foreign_tokenizers.restore(text) for text in states]
+        tokenizers = [stored.restore(text) for text in states]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
@@ -97,27 +110,6 @@ class Translation:
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Convert a file of Marian (in transformers' layout) or fairseq; see seq2seq/importing/adopt.py."""
         return importing.adopt(tensors, folder)
-
-    def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The number of target tokens, including EOS and without padding, under the key "tokens"."""
-        return {"tokens": float(batch["target_lengths"].sum())}
-
-    def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, kept in this version for subclasses that call it."""
-        return self.normalisers(batch)
-
-    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross-entropy with smoothing, and under the key "nll" the cross-entropy without smoothing, in nats.
-
-        Both are summed over the target tokens of the batch, and divided by the number of target tokens of the whole
-        step, so that the values of micro-batches sum to the mean over the tokens of the step.
-        """
-        logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
-        masked_entries = bool(getattr(model, "masks_entries", False))
-        smoothed, plain = loss.cross_entropy(
-            self.loss_options, logits, batch["target_out"], masked_entries=masked_entries
-        )
-        return smoothed / normalisers["tokens"], {"nll": plain / normalisers["tokens"]}
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
@@ -224,7 +216,7 @@ class Translation:
     def _references(self, model: nn.Module, batch: Batch) -> list[tuple[float, int]]:
         """For each target, its log probability in nats and its number of tokens, including EOS."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])  # (B, T, V)
-        losses = loss.token_losses(logits, batch["target_out"])  # (B, T)
+        losses = token_losses(logits, batch["target_out"])  # (B, T)
         return list(zip((-losses.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
 
     def _attention(self, model: nn.Module, batch: Batch, i: int, tokens: list[int]) -> Tensor:

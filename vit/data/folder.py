@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from common.data import fingerprints
+from common.data.costs import equal_costs
 from common.data.images import IMAGE_SUFFIXES, Exif, range_notes, read_image
 from common.data.names import composed, names_line
 from common.errors import UserError
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS, Count, Positive, PositiveFloat, Range, Share, Side
 from vit.data.augmentation import (
     Augmentation,
@@ -148,9 +149,9 @@ class ImageFolder:
         """Return the number of images in `split`; 0 for a val or test split that does not exist."""
         return len(self._listing(split).files) if self._has(split) else 0
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each sample: its number of views in train, and 1 in other splits."""
-        return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
+        return equal_costs(self.augmentation.repeats if split == "train" else 1, self.count(split))
 
     def classes(self) -> list[str]:
         """Return the names of the classes, by index.

@@ -15,10 +15,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from common.data import fingerprints
+from common.data.costs import equal_costs
 from common.data.names import names_line
 from common.data.splits import random_parts
 from common.errors import UserError
-from common.task import Batch, Split
+from common.task import Batch, Costs, Split
 from common.types import SPLITS
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
@@ -74,9 +75,9 @@ class InMemory(ABC):
         """Return the number of images in `split`."""
         return len(self._split(split)[1])
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> Costs:
         """Return the cost of each sample: its number of views in train, and 1 in other splits."""
-        return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
+        return equal_costs(self.augmentation.repeats if split == "train" else 1, self.count(split))
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Return a dict with `split`, `rows` (a list with the image's index) and `labels` (a list with its label).

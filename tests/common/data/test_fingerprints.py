@@ -1,11 +1,14 @@
 """Digests of files and arrays: equal for equal contents in any folder, and different for different ones."""
 
+import hashlib
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.data.costs import equal_costs
 from common.data.fingerprints import digest, digest_file, digest_files
 from common.errors import UserError
 
@@ -44,3 +47,18 @@ def test_arrays_are_hashed_in_order_whatever_their_layout_in_memory(tmp_path: Pa
     assert digest_file(tmp_path / "bytes") == digest([array])
     with pytest.raises(UserError, match="cannot be read"):
         digest_file(tmp_path / "missing")
+
+
+def test_an_array_that_is_not_contiguous_is_hashed_in_pieces_as_a_whole() -> None:
+    for array in (equal_costs(7, 200_000), np.arange(300_000).reshape(100_000, 3)[:, ::2], np.arange(70_000)[::-1]):
+        assert digest([array]) == hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+
+
+def test_the_digest_of_millions_of_equal_costs_takes_little_memory() -> None:
+    """2 MiB; as one array of int64, they would take 76."""
+    tracemalloc.start()
+    try:
+        digest([equal_costs(1, 10_000_000)])
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()

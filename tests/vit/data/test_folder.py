@@ -335,7 +335,7 @@ def test_the_constructor_opens_no_file():
 
 def test_every_view_of_an_image_is_a_row_of_the_batch(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=3))
-    assert data.cost("train") == [3] * 10 and data.cost("test") == [1] * 5
+    assert [*data.cost("train")] == [3] * 10 and [*data.cost("test")] == [1] * 5
     batch = training_batch(data, 8, 1)
     assert batch["images"].shape == (6, 3, 8, 8) and batch["images"].dtype == torch.uint8
     assert batch["ids"] == ["cat/train_cat_1.png"] * 3 + ["ant/train_ant_1.png"] * 3

@@ -99,7 +99,7 @@ def test_the_constructor_loads_nothing_and_all_splits_are_loaded_once() -> None:
 
 def test_the_cost_of_a_training_image_is_its_number_of_views() -> None:
     data = Toy(repeats=3, mixup=1.0)
-    assert data.cost("train") == [3] * 24 and data.cost("val") == [1] * 5
+    assert [*data.cost("train")] == [3] * 24 and [*data.cost("val")] == [1] * 5
     batches = batching.Order(data.cost("train"), 8, 0).epoch(0)
     assert [len(batch) for batch in batches] == [2] * 12, "a batch of eight holds two images in three views each"
 
