@@ -5,7 +5,7 @@ import pytest
 from common.config.check import build
 from common.config.compose import configure
 from detr.data.protocol import LaneData
-from seq2seq.data.protocol import LanguageData, SentenceData, TextData
+from seq2seq.data.protocol import LabelledTextData, LanguageData, SentenceData, TextData
 from seq2seq.tokenizers.bpe import Tokenizer
 from seq2seq.tokenizers.byte_bpe import ByteBpe
 from seq2seq.tokenizers.characters import Characters
@@ -17,6 +17,7 @@ from vit.data.protocol import ImageData, NormalisedImages
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
     ("bert", SentenceData): ("sentences", "sentences_512"),
+    ("bert_classifier", LabelledTextData): ("text_classes",),
     ("gpt", LanguageData): ("text",),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
