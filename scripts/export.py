@@ -44,12 +44,15 @@ from scripts.exporting import (
     graphs,
     image_modelling,
     language_modelling,
+    single_texts,
     translation,
     whole_folder,
 )
 from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.language_modelling import LanguageModelling
+from seq2seq.tasks.masked_language_modelling import MaskedLanguageModelling
+from seq2seq.tasks.sentence_classification import SentenceClassification
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 from vit.tasks.image_modelling import ImageModelling
@@ -65,6 +68,8 @@ PLANNERS = {
     ImageModelling: image_modelling.plan,
     Translation: translation.plan,
     LanguageModelling: language_modelling.plan,
+    MaskedLanguageModelling: single_texts.plan_masked,
+    SentenceClassification: single_texts.plan_classes,
 }
 
 

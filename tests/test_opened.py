@@ -25,6 +25,8 @@ HEADS = ("head", "class_head", "box_head", "output")
 SMALL = {
     "vit": ["model.layers=2"],
     "swin": ["model.patch_size=2"],
+    "bert": ["model.layers=2"],
+    "bert_classifier": ["model.layers=2"],
     "seq2seq": ["model.encoder_layers=1", "model.decoder_layers=1"],
     "gpt": ["model.layers=2"],
     "gpt_translator": ["model.layers=2"],
@@ -34,6 +36,8 @@ MODELS = {
     "vit": [],
     "vit, multiply": ["model.embedding=multiply", "model.representation=24", "model.blocks.qk_norm=true"],
     "swin": [],
+    "bert": [],
+    "bert_classifier": [],
     "seq2seq": [],
     "seq2seq, untied": ["model.tied=none", "model.output_bias=true"],
     "gpt": [],
@@ -63,6 +67,10 @@ def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
     if name in ("vit", "swin"):
         pixels = torch.randn(16, 1, 8, 8, generator=rng)
         return randomised(build(section, classes=10, channels=1, image_size=(8, 8))), lambda model: model(pixels)
+    if name in ("bert", "bert_classifier"):
+        tokens, real = torch.randint(50, (16, 9), generator=rng), torch.arange(9) < torch.arange(1, 17)[:, None]
+        sizes = {"vocabulary": 50, **({"classes": 10} if name == "bert_classifier" else {})}
+        return randomised(build(section, **sizes)), lambda model: model(tokens, real)
     if name == "detr":
         pixels = torch.randn(3, 3, 64, 64, generator=rng)
         sizes = torch.tensor([[64, 64], [40, 64], [64, 32]])

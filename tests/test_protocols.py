@@ -5,15 +5,19 @@ import pytest
 from common.config.check import build
 from common.config.compose import configure
 from detr.data.protocol import LaneData
-from seq2seq.data.protocol import LanguageData, TextData
+from seq2seq.data.protocol import LabelledTextData, LanguageData, SentenceData, TextData
 from seq2seq.tokenizers.bpe import Tokenizer
+from seq2seq.tokenizers.byte_bpe import ByteBpe
 from seq2seq.tokenizers.characters import Characters
 from seq2seq.tokenizers.marian import SentencePieces
 from seq2seq.tokenizers.protocol import TextTokenizer
+from seq2seq.tokenizers.word_piece import WordPiece
 from vit.data.protocol import ImageData, NormalisedImages
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
+    ("bert", SentenceData): ("sentences", "sentences_512"),
+    ("bert_classifier", LabelledTextData): ("text_classes",),
     ("gpt", LanguageData): ("text",),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
@@ -34,7 +38,7 @@ def test_a_data_set_has_the_members_of_its_protocol(model: str, protocol: type, 
     assert len(members(protocol)) > 8 and [name for name in members(protocol) if not hasattr(data_set, name)] == []
 
 
-@pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces, Characters])
+@pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces, Characters, ByteBpe, WordPiece])
 def test_a_tokenizer_has_the_members_of_its_protocol(tokenizer: type) -> None:
     missing = {name for name in members(TextTokenizer) if not hasattr(tokenizer, name)}
-    assert missing <= {"options"}  # the constructor sets it
+    assert missing <= {"options", "special"}  # the constructor sets them

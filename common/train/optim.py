@@ -50,12 +50,12 @@ class ScheduleOptions:
     Raises UserError for noam without a width or without warm-up.
     """
 
-    name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
+    name: Literal["constant", "step", "cosine", "linear", "inverse_sqrt", "noam"]
     warmup: Count | Fraction  # length of the linear warm-up: an integer is steps, a float is a fraction of the run
     start: Fraction  # the factor from which the warm-up rises; noam rises from 0
     drops: list[Fraction]  # for "step": the positions of the drops, as fractions of the run
     factor: Fraction  # for "step": the number by which each drop multiplies the rate
-    final: Fraction  # for "cosine": the factor at the end of the run
+    final: Fraction  # for "cosine" and "linear": the factor at the end of the run
     width: Positive | None  # for "noam": the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
@@ -308,9 +308,11 @@ def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
         return options.start + (1 - options.start) * number / warmup
     if options.name == "step":  # rounded, because 2/3 of a run is rarely a whole number of steps
         return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     if options.name == "cosine":
-        progress = (step - warmup) / max(1, steps - warmup)
-        return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        return options.final + (1 - options.final) * (1 + math.cos(math.pi * progress)) / 2
+    if options.name == "linear":
+        return options.final + (1 - options.final) * (1 - progress)
     if options.name == "inverse_sqrt":  # 1 at the end of the warm-up, so that the rate is continuous
         return math.sqrt(max(1, warmup) / number)
     return 1.0

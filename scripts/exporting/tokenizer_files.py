@@ -15,6 +15,8 @@ from tokenizers import decoders, normalizers, processors
 from scripts.exporting.plan import Comparison
 from seq2seq.tokenizers.bpe import BYTE_SYMBOLS, EOS, SPECIAL_NAMES, SPECIAL_SYMBOLS, UNK, Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
+from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
+from seq2seq.tokenizers.word_piece import CONTINUATION, WordPiece
 
 COUNT, LENGTH, SEED = 50, 12, 0  # number of texts decoded from random ids, ids per text, and their seed
 TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x", "日本 語", "<s> </s>", "👍🏽!", "</unk")
@@ -30,7 +32,12 @@ def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], li
         return _export_pieces(source, target)
     by_file = {"tokenizer.json": source} if source is target else {}
     by_file = by_file or {"source_tokenizer.json": source, "target_tokenizer.json": target}
-    files = {name: library_json(tokenizer) for name, tokenizer in by_file.items()}
+    files = {
+        name: vocabulary_json(tokenizer, begin=False)
+        if isinstance(tokenizer, VocabularyTokenizer)
+        else library_json(tokenizer)
+        for name, tokenizer in by_file.items()
+    }
     comparisons = [
         Comparison(f"{len(_sample_texts(tokenizer))} texts", name, mismatch_rate(tokenizer, files[name]))
         for name, tokenizer in by_file.items()
@@ -67,17 +74,36 @@ def library_json(tokenizer: Tokenizer) -> str:
     return text
 
 
-def mismatch_rate(tokenizer: Tokenizer, exported_json: str) -> float:
+def vocabulary_json(tokenizer: VocabularyTokenizer, *, begin: bool) -> str:
+    """Convert the tokenizer of an encoder-only model to the library's JSON.
+
+    A text gets the end entry and, with `begin`, the begin entry. The text of the mask entry, such as [MASK], is encoded
+    as this entry.
+    """
+    exported = tokenizers.Tokenizer.from_str(tokenizer.library.to_str())
+    first, last = ((tokenizer.entries[id], id) for id in tokenizer.special[:2])
+    template = f"{first[0]} $A {last[0]}" if begin else f"$A {last[0]}"
+    exported.post_processor = processors.TemplateProcessing(single=template, special_tokens=[first, last])
+    takes_space = tokenizer.mask_takes_space
+    exported.add_special_tokens([tokenizers.AddedToken(tokenizer.mask_text, lstrip=takes_space, normalized=False)])
+    words = isinstance(tokenizer, WordPiece)
+    exported.decoder = decoders.WordPiece(CONTINUATION, cleanup=False) if words else decoders.ByteLevel()
+    text: str = exported.to_str(pretty=True)
+    return text
+
+
+def mismatch_rate(tokenizer: Tokenizer | VocabularyTokenizer, exported_json: str) -> float:
     """Return the fraction of the sample texts that the exported tokenizer encodes or decodes differently from ours."""
     exported = tokenizers.Tokenizer.from_str(exported_json)
     mismatches = 0
     for text in (texts := _sample_texts(tokenizer)):
-        ids = tokenizer.encode(text)
-        mismatches += exported.encode(text).ids != [*ids, EOS] or exported.decode(ids) != tokenizer.decode(ids)
+        ids, end = tokenizer.encode(text), tokenizer.special.end
+        decodes = isinstance(tokenizer, VocabularyTokenizer) or exported.decode(ids) == tokenizer.decode(ids)
+        mismatches += exported.encode(text).ids != [*ids, end] or not decodes
     return mismatches / len(texts)
 
 
-def _sample_texts(tokenizer: Tokenizer) -> list[str]:
+def _sample_texts(tokenizer: Tokenizer | VocabularyTokenizer) -> list[str]:
     """Return the corner cases TEXTS, and texts that `tokenizer` decodes from random ids."""
     rng = torch.Generator().manual_seed(SEED)
     rows = torch.randint(UNK + 1, tokenizer.size, (COUNT, LENGTH), generator=rng).tolist()

@@ -17,6 +17,7 @@ from scripts.exporting import prefix_lm, tokenizer_files
 from scripts.exporting.caches import ConcatenatedCache, stack
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
+from seq2seq.models.bert_translator import BertTranslator
 from seq2seq.models.prefix_lm import PrefixLm
 from seq2seq.models.transformer import State, Transformer
 from seq2seq.tasks.translation import Translation
@@ -179,6 +180,7 @@ def _sample_sentences(
     """
     rng = torch.Generator().manual_seed(SEED)
     embedding = getattr(model, "source_embedding", None) or model.embedding
+    embedding = model.embeddings.tokens if isinstance(model, BertTranslator) else embedding
     words = torch.randint(UNK + 1, embedding.num_embeddings, (count, source), generator=rng)
     lengths = torch.tensor([max(1, source - 2 * i) for i in range(count)])
     words[torch.arange(source) >= lengths[:, None]] = PAD
@@ -194,7 +196,7 @@ def _encoder_part(model: Transformer) -> Transformer:
     """
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
-    if copied.source_embedding is not None:
+    if copied.source_embedding is not None or isinstance(copied, BertTranslator):
         copied.embedding = None
     for block in copied.decoder.blocks:
         block.attention = block.feed_forward = block.residuals = None
@@ -205,4 +207,6 @@ def _decoder_part(model: Transformer) -> Transformer:
     """Copy the model and remove weights that a decoder step does not need (see `_encoder_part`)."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
+    if isinstance(copied, BertTranslator):
+        copied.embeddings = None
     return copied

@@ -173,7 +173,11 @@ class SentencePairs(ABC):
         Without a translation, the sample has no `target` and no `target_text`.
         """
         source_tokenizer, target_tokenizer = self.tokenizers()
-        sample = {"id": id, "source": [*source_tokenizer.encode(line), EOS], "source_text": line}
+        sample = {
+            "id": id,
+            "source": [*source_tokenizer.encode(line), source_tokenizer.special.end],
+            "source_text": line,
+        }
         if target is not None:
             sample |= {"target": [*target_tokenizer.encode(target), EOS], "target_text": target}
         return sample
@@ -302,7 +306,7 @@ class SentencePairs(ABC):
 
     def _truncate(self, split: Split, ids: list[int]) -> list[int]:
         """Truncate ids of train to `longest`, including EOS at the end; ids of other splits are unchanged."""
-        return ids if split != "train" or len(ids) <= self.longest else [*ids[: self.longest - 1], EOS]
+        return ids if split != "train" or len(ids) <= self.longest else [*ids[: self.longest - 1], ids[-1]]
 
 
 def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

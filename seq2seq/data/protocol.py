@@ -1,10 +1,14 @@
-"""What the tasks of translation and language modelling require of a data set in addition to `common.task.Data`."""
+"""What the tasks require of a data set in addition to `common.task.Data`."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.task import Data, Split
 from seq2seq.tokenizers.protocol import TextTokenizer
+from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
 
 
 class TextData(Data, Protocol):
@@ -31,6 +35,43 @@ class TextData(Data, Protocol):
         The sample has the keys that `SentencePairs.sample` lists. Without a translation, it lacks `target` and
         `target_text`.
         """
+
+
+class SingleTextData(Data, Protocol):
+    """Single texts, and the tokenizer of a masked language model."""
+
+    def text_tokenizer(self) -> VocabularyTokenizer:
+        """The tokenizer. Without one from `use`, the first call reads it from a file, or trains it on train."""
+
+    def use(self, tokenizer: VocabularyTokenizer) -> None:
+        """Use a checkpoint's tokenizer instead; raises UserError if it has no mask entry."""
+
+    def view(self, text: str, id: int = 0) -> dict[str, Any]:
+        """Make a sample of a user's text of any length: id, tokens (n,) int64 and text.
+
+        Each `mask_text` of the tokenizer in the text becomes its mask entry.
+        """
+
+
+class SentenceData(SingleTextData, Protocol):
+    """Sentences for masked language modelling. A sample has id and tokens (n,) int64 with special entries at the ends.
+
+    A batch has ids, tokens (B, N) int64, padded on the right, and `rows`, the tokens of each sample without padding as
+    a list of int64 arrays, which stay in the memory of the CPU. One from `view` also has texts.
+    """
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each entry of the vocabulary occurs in train: (V,)."""
+
+
+class LabelledTextData(SingleTextData, Protocol):
+    """Texts with a class each. A batch is as in `SentenceData`, with labels (B,) int64 and lengths (B,) int64."""
+
+    def classes(self) -> Sequence[str]:
+        """The names of the classes, by index."""
+
+    def set_learnt_classes(self, classes: Sequence[str]) -> None:
+        """Receive the names of the classes of a checkpoint; labels are then indices of these."""
 
 
 class TextAmounts(NamedTuple):

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
     value projections, and N(0, 1/width) for embeddings and the output.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # with a row per vocabulary entry
+    decided_by_data: tuple[str, ...] = ("embedding", "source_embedding", "output", "output_bias")  # a row per entry
 
     def __init__(
         self,
@@ -184,8 +184,11 @@ class Transformer(nn.Module):
         refuse_too_long(source, self.longest)
         real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
         real = real[:, None, None]  # (B, S) -> (B, 1, 1, S)
-        embedding = self.embedding if self.source_embedding is None else self.source_embedding
-        return self.encoder(self._embed(source, embedding), may_look=real), real
+        return self.encoder(self._embed_source(source), may_look=real), real
+
+    def _embed_source(self, source: Tensor) -> Tensor:
+        """Source tokens (B, S) -> the input of the encoder (B, S, C)."""
+        return self._embed(source, self.embedding if self.source_embedding is None else self.source_embedding)
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding, start: int = 0) -> Tensor:
         """Tokens (B, N) at positions from `start` on -> the sums of embeddings and positions (B, N, C)."""

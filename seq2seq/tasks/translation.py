@@ -31,6 +31,7 @@ from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers import stored
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
+from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
 
 CPU = torch.device("cpu")
 LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
@@ -102,10 +103,21 @@ class Translation(TranslationLoss):
     def inherit(self, state: dict[str, Any]) -> None:
         """With `keep_tokenizers`, use the tokenizers in `state`, if any, before the model is built.
 
-        `state` is the task state of the checkpoint from which a new run starts, or of the run that is resumed.
+        `state` is the task state of the checkpoint from which a new run starts, or of the run that is resumed. If it is
+        that of a masked language model, its tokenizer becomes that of the source, and the target's is trained. Raises
+        UserError for such a state without `keep_tokenizers`, since the encoder has learnt the tokens of its tokenizer.
         """
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
+        source = stored.restore(state["tokenizer"]) if "tokenizer" in state else None
+        if not isinstance(source, VocabularyTokenizer) or source.special_entries.mask is None:
+            return
+        if not self.keep_tokenizers:
+            raise UserError(
+                "task.keep_tokenizers=false with the checkpoint of a masked language model, whose encoder has learnt "
+                "the tokens of its own tokenizer; leave out task.keep_tokenizers."
+            )
+        self.data.use(source, self.data.tokenizers()[1])
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Convert a file of Marian (in transformers' layout) or fairseq; see seq2seq/importing/adopt.py."""

@@ -8,7 +8,7 @@ The files are vocab.json (entry -> id) and merges.txt, or tokenizer.json. Entrie
 which each byte is a printable character, such as U+0120 for the space.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -89,9 +89,13 @@ class ByteBpe(VocabularyTokenizer):
         """Return each id's entry in readable form: a space as U+2581, a byte of an incomplete character as <0xE4>."""
         return [self.entries[i] if i in self.special_entries.ids else readable(_bytes_of(self.entries[i])) for i in ids]
 
-    def begins_word(self, ids: Sequence[int]) -> list[bool]:
-        """Whether each of these ids begins a word, that is, with a space. The first one always does."""
-        return [i == 0 or self.entries[id].startswith(SPACE) for i, id in enumerate(ids)]
+    def filling(self, id: int) -> str:
+        """Return an entry's text without a space before it; bytes of an incomplete character as <0xE4>."""
+        return self.pieces([id])[0].removeprefix("\u2581")
+
+    def begins_word(self, id: int) -> bool:
+        """Whether an entry begins with a space. A sign without a space before it belongs to the word before it."""
+        return self.entries[id].startswith(SPACE)
 
     def content(self) -> dict[str, Any]:
         """Return the merges and whether a space is inserted; see ByteBpeState."""
@@ -158,4 +162,3 @@ def _bytes_of(entry: str) -> bytes:
     """Return the bytes of an entry; a character outside GPT-2's alphabet, as in an added entry, stands for itself."""
     alphabet = byte_alphabet()
     return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8", "replace") for c in entry)
-

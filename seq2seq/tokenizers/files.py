@@ -1,7 +1,7 @@
 """Find and read the tokenizer files that are published beside a model: tokenizer.json, vocab.txt, or vocab.json."""
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from common.data.opening import read_json
 from common.errors import UserError
@@ -18,13 +18,16 @@ class _AddedToken(TypedDict):
     id: int
 
 
-class _LibraryFile(TypedDict):
+class _Model(TypedDict):
+    model: dict[str, Any]
+
+
+class _LibraryFile(_Model, total=False):
     """The parts of a tokenizer.json that are read here."""
 
-    model: dict[str, Any]
-    added_tokens: NotRequired[list[_AddedToken] | None]
-    normalizer: NotRequired[dict[str, Any] | None]
-    pre_tokenizer: NotRequired[dict[str, Any] | None]
+    added_tokens: list[_AddedToken] | None
+    normalizer: dict[str, Any] | None
+    pre_tokenizer: dict[str, Any] | None
 
 
 class _Wordpieces(TypedDict):

@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import UserError
 from seq2seq.tokenizers import marian
 from seq2seq.tokenizers.byte_bpe import ByteBpe
 from seq2seq.tokenizers.characters import Characters
 from seq2seq.tokenizers.protocol import TextTokenizer
+from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
 from seq2seq.tokenizers.word_piece import WordPiece
 
 # The classes of states by their key "kind"; those of other kinds are read by `marian.restore`.
@@ -29,3 +31,14 @@ def restore(state: str) -> TextTokenizer:
         content = None  # `marian.restore` raises the UserError
     kind = KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
     return kind(content) if kind else marian.restore(state)
+
+
+def restore_vocabulary(state: str) -> VocabularyTokenizer:
+    """Rebuild a tokenizer for encoder-only models; raises UserError as `restore` does, and for any other kind."""
+    tokenizer = restore(state)
+    if not isinstance(tokenizer, VocabularyTokenizer):
+        raise UserError(
+            f"The checkpoint's tokenizer is of the kind {tokenizer.options.kind}, and a WordPiece or the byte-level "
+            "BPE of RoBERTa was expected; give a checkpoint of a masked language model."
+        )
+    return tokenizer

@@ -8,7 +8,7 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class SpecialEntries(NamedTuple):
 
 
 class VocabularyTokenizer(ABC):
-    """Converts text to ids and back; implements `TextTokenizer` and, with a mask entry, `MaskingTokenizer`.
+    """Converts text to ids and back; implements `TextTokenizer`.
 
     A subclass says how the entries are joined to a text, and which entry begins a word. `options` describe the
     tokenizer to callers; encoding and decoding do not use them.
@@ -52,12 +52,12 @@ class VocabularyTokenizer(ABC):
         self.special_entries = special
         never = special.ids - {special.end}
         self.special = SpecialIds(special.begin, special.end, tuple(sorted(never)))
-        self._library = library
+        self.library = library
         self.options = TokenizerOptions(
             kind=self.kind,  # type: ignore[arg-type]
             pieces="characters",
             vocabulary=len(self.entries),
-            joint=True,
+            joint=False,
             single_digits=False,
             coverage=1.0,
             byte_fallback=False,
@@ -72,7 +72,7 @@ class VocabularyTokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without `begin` and `end`; an empty list for an empty text."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_with_blanks(self, text: str) -> list[int]:
@@ -89,7 +89,7 @@ class VocabularyTokenizer(ABC):
         parts, lengths, end = [np.empty(0, np.int32)], [0], self.special.end
         remaining = iter(texts)
         while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
-            rows = [encoding.ids for encoding in self._library.encode_batch_fast(chunk, add_special_tokens=False)]
+            rows = [encoding.ids for encoding in self.library.encode_batch_fast(chunk, add_special_tokens=False)]
             lengths += [len(row) + 1 for row in rows]
             parts.append(np.fromiter(itertools.chain.from_iterable((*row, end) for row in rows), np.int32))
         bounds = np.cumsum(lengths, dtype=np.int64)
@@ -104,8 +104,12 @@ class VocabularyTokenizer(ABC):
         """Return each id's entry in readable form."""
 
     @abstractmethod
-    def begins_word(self, ids: Sequence[int]) -> list[bool]:
-        """Whether each of these ids, which follow each other in a text, begins a word. The first one always does."""
+    def filling(self, id: int) -> str:
+        """Return an entry as the filling of a blank in a text, without a space before it."""
+
+    @abstractmethod
+    def begins_word(self, id: int) -> bool:
+        """Whether an entry begins a word, unless it is the first of a text, which always does."""
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def entries_mistake(entries: Sequence[str]) -> str | None:
     return None if len(counts) == len(entries) else f"the entry {counts.most_common(1)[0][0]!r} occurs twice"
 
 
-def find_special(entries: Sequence[str], names: dict[str, tuple[str, ...]], origin: str) -> SpecialEntries:
+def find_special(entries: Sequence[str], names: Mapping[str, tuple[str, ...]], origin: str) -> SpecialEntries:
     """Find the special entries by their names, the first of `names` that there is for each field.
 
     Raises UserError, which names `origin`, if there is no entry for `begin` or `end`.

@@ -11,7 +11,7 @@ pairs, as in byte-pair encoding, starting from characters.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -140,9 +140,13 @@ class WordPiece(VocabularyTokenizer):
         """Return each id's entry; one that continues a word begins with ##."""
         return [self.entries[id] for id in ids]
 
-    def begins_word(self, ids: Sequence[int]) -> list[bool]:
-        """Whether each of these ids begins a word, that is, does not begin with ##. The first one always does."""
-        return [i == 0 or not self.entries[id].startswith(CONTINUATION) for i, id in enumerate(ids)]
+    def filling(self, id: int) -> str:
+        """Return the entry; one that continues a word begins with ##."""
+        return self.entries[id]
+
+    def begins_word(self, id: int) -> bool:
+        """Whether an entry does not begin with ##."""
+        return not self.entries[id].startswith(CONTINUATION)
 
     def content(self) -> dict[str, Any]:
         """Return the settings; see WordPieceState."""

@@ -270,6 +270,14 @@ def after_5_warm_up_steps(make_scheduler):
         (replace(SCHEDULE, name="step", drops=[0.8, 0.5]), lambda o: lr_scheduler.MultiStepLR(o, [20, 32])),
         (replace(SCHEDULE, name="cosine"), lambda o: lr_scheduler.CosineAnnealingLR(o, 40)),
         (replace(SCHEDULE, name="cosine", final=0.05), lambda o: lr_scheduler.CosineAnnealingLR(o, 40, eta_min=0.05)),
+        (
+            replace(SCHEDULE, name="linear", final=0.05),
+            lambda o: lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=0.05, total_iters=40),
+        ),
+        (
+            replace(SCHEDULE, name="linear", warmup=5),
+            after_5_warm_up_steps(lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=35)),
+        ),
         (replace(SCHEDULE, warmup=5), after_5_warm_up_steps(lambda o: lr_scheduler.ConstantLR(o, factor=1.0))),
         (
             replace(SCHEDULE, name="cosine", warmup=5),
@@ -324,7 +332,7 @@ def test_a_cosine_falls_over_the_steps_after_the_warm_up(warmup):
     assert factors[0] == pytest.approx(0.1 + 0.9 / 10)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine", "inverse_sqrt"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear", "inverse_sqrt"])
 def test_a_run_shorter_than_its_warm_up_still_has_finite_rates(name):
     assert all(0 < r < 1 and math.isfinite(r) for r in rates(replace(SCHEDULE, name=name, warmup=100, drops=[0.5]), 10))
 
@@ -388,7 +396,7 @@ def test_noam_without_width_or_warm_up_is_refused(values, message):
 
 @pytest.mark.parametrize("steps", [1, 3, 40])
 @pytest.mark.parametrize("warmup", [0, 1, 5, 0.25, 1.0])
-@pytest.mark.parametrize("name", ["constant", "step", "cosine", "inverse_sqrt", "noam"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear", "inverse_sqrt", "noam"])
 def test_the_peak_factor_is_the_maximum_over_the_run(name, warmup, steps):
     options = replace(SCHEDULE, name=name, warmup=warmup or (1 if name == "noam" else 0), drops=[0.1, 0.5], width=16)
     assert optim.peak_rate_factor(options, steps) == max(rates(options, steps))
