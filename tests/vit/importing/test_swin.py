@@ -12,8 +12,9 @@ from torchvision.models.swin_transformer import SwinTransformer
 from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
+from common.task import Adopted
 from common.train import assembly
-from vit.importing.adopt import adopt
+from vit.importing import formats
 from vit.importing.swin import recognise
 from vit.models.swin import Swin, SwinBlockOptions
 
@@ -68,6 +69,10 @@ def build_model(**changed: Any) -> Swin:
     data = {"classes": CLASSES, "channels": 3, "image_size": (SIDE, SIDE)}
     shape = {"patch_size": 2, "embedding": "multiply", "width": 24, "window": WINDOW, "mlp_ratio": 4.0, **STAGES}
     return Swin(**{**data, **shape, **changed}, blocks=blocks).eval()  # type: ignore[arg-type]
+
+
+def adopt(content: dict[str, Any], classes: list[str] | None) -> Adopted:
+    return formats.adopt(content, classes, (SIDE, SIDE))
 
 
 def images(side: int = SIDE) -> Tensor:
