@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from teaching import SMALL, write_teacher
 from torch import Tensor, nn
 
 from common.config.check import build, build_model, construct
@@ -25,23 +26,9 @@ from vit.tasks.distillation import check_teacher
 
 Door = Callable[..., str]
 CPU = torch.device("cpu")
-SMALL = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24", "trainer.device=cpu"]
-SMALL += ["trainer.precision=fp32", "data.batch_size=8"]
 MIXED = ["data.augmentation.mixup=0.8", "data.augmentation.cutmix=1.0", "data.augmentation.repeats=2"]
 RUN = [*SMALL, "trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "schedule.warmup=1"]
 WITH_TOKEN = "model.distillation_token=true"
-
-
-def write_teacher(file: Path, *keys: str, seed: int = 0) -> Path:
-    """Write a checkpoint of a classifier with sampled weights, and a head whose logits differ clearly."""
-    config = configure("train", [*SMALL, "model.width=24", *keys])
-    task = build(config["task"], data=build(config["data"]))
-    torch.manual_seed(seed)
-    model = build_model(config["model"], task)
-    nn.init.normal_(model.head.weight)
-    content = {"step": 3, "model": model.state_dict(), "average": None, "task": task.state(), "config": config}
-    checkpoint.save(file, content)
-    return file
 
 
 @pytest.fixture
