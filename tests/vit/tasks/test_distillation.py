@@ -1,7 +1,6 @@
 """A classifier that learns from a teacher: its loss, its step, its checkpoints, and teachers that do not suit."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from resuming import cut_back
 from teaching import SMALL, write_teacher
 from torch import Tensor, nn
 
@@ -186,6 +186,12 @@ def test_a_missing_file_another_programs_file_and_no_classifier_are_refused(tmp_
         assembled(tmp_path / "foreign.pth")
     with pytest.raises(UserError, match=r"the teacher is no image classifier; give a checkpoint of one\.$"):
         check_teacher(Teacher(nn.Identity(), object(), "file", ""), ["a"], assembled(None).data)
+    config = configure("train", ["model=igpt", "data=digits", "model.width=8", "model.layers=1", "model.heads=1"])
+    pixels = build(config["task"], data=build(config["data"]))  # it has the classes, the size and the mean of the data
+    content = {"model": build_model(config["model"], pixels).state_dict(), "task": pixels.state(), "config": config}
+    checkpoint.save(tmp_path / "igpt.pt", {"step": 3, "average": None, **content})
+    with pytest.raises(UserError, match=rf"{prefix}the teacher is no image classifier; give a checkpoint of one\.$"):
+        assembled(tmp_path / "igpt.pt")
 
 
 # Steps, checkpoints and resuming.
@@ -214,16 +220,6 @@ def test_a_step_does_not_depend_on_how_it_is_cut(teacher: Path, kind: str, token
 
 def losses(folder: Path) -> bytes:
     return (folder / "metrics.jsonl").read_bytes()
-
-
-def cut_back(whole: Path, cut: Path, step: int) -> Path:
-    """Copy a run as it was after `step`, the step of one of its checkpoints."""
-    shutil.copytree(whole, cut)
-    (cut / "results.json").unlink()
-    for file in (cut / "checkpoints").iterdir():
-        if file.name != f"step_{step:08}.pt" and file.suffix == ".pt":
-            file.unlink()
-    return cut
 
 
 @pytest.mark.slow
