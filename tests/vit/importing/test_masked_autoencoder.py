@@ -20,7 +20,7 @@ from common.machine.seeds import generator
 from common.train import assembly
 from vit.importing.adopt import adopt as adopt_classifier
 from vit.importing.masked_autoencoder import adopt
-from vit.models.masked_autoencoder import DecoderOptions, MaskedAutoencoder
+from vit.models.masked_autoencoder import DecoderOptions, MaskedAutoencoder, sine_table
 
 pytest.importorskip("transformers")
 
@@ -94,6 +94,12 @@ def test_a_file_is_evaluated_by_name_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(loaded.mask_token, peer().decoder.mask_token.flatten())
     parts = assembly.assemble(configure("train", ["model=mae_b16", *keys, f"checkpoint={tmp_path / 'mae.pth'}"]))
     assert "re-initialised" not in parts.weights_line
+    encoder = {n: t for n, t in as_authors_mae(peer().state_dict()).items() if not n.startswith(("decoder", "mask"))}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+    parts = assembly.assemble(configure("train", ["model=mae_b16", *keys, f"checkpoint={tmp_path / 'encoder.pth'}"]))
+    assert "re-initialised: mask_token, decoder_embedding.weight" in parts.weights_line
+    assert torch.equal(parts.model.decoder_positions.grid, sine_table(4, 4, DECODER.width)), "fixed, not random"
+    assert not parts.model.decoder_positions.token.any()
 
 
 @pytest.mark.parametrize(
