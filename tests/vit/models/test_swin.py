@@ -402,6 +402,7 @@ def test_a_run_can_start_from_weights_of_another_window(tmp_path: Path) -> None:
     [
         ({"heads": [2]}, r"^model\.depths=\[2, 3\] and model\.heads=\[2\] must name the same number of stages"),
         ({"depths": [], "heads": []}, "at least one"),
+        ({"mlp_ratio": 0.05}, r"^model\.mlp_ratio=0\.05 of model\.width=12 leaves no hidden channel .* such as 4\.$"),
         ({"heads": [2, 5]}, r"the width of stage 1 is 24 \(model\.width=12\), which must be divisible by .*, 5\.$"),
     ],
 )
