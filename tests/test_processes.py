@@ -44,6 +44,18 @@ SMALL = {
         *("task.distillation.kind=soft", "task.distillation.temperature=2.0", "data.batch_size=16"),
         *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
     ],
+    "swin": [
+        *("model=swin", "model.width=16", "model.heads=[2,2]", "model.window=3", "data.batch_size=16"),
+        *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
+    ],
+    "igpt": [
+        *("model=igpt", "model.width=32", "model.layers=2", "model.heads=2", "model.feedforward=48", "model.dropout=0"),
+        *("task.loss.classification=0.5", "data.batch_size=16", "trainer.micro_batch=5"),
+    ],
+    "mae": [
+        *("model=mae", "model.width=32", "model.layers=2", "model.heads=2", "model.feedforward=48"),
+        *("data.batch_size=16", "trainer.micro_batch=5"),
+    ],
     "seq2seq": [
         *("model=seq2seq", "data=parallel_text", "model.width=32", "model.heads=2", "model.feedforward=48"),
         *("model.encoder_layers=1", "model.decoder_layers=2", "data.tokenizer.pieces=bytes"),
@@ -108,6 +120,7 @@ CUTS = [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")]
     [
         *((task, *cut) for task in TASKS for cut in CUTS),
         *(("masks", 3, "ddp"), ("masks", 2, "fsdp"), ("distilled", 2, "ddp"), ("distilled", 2, "fsdp")),
+        *(("swin", 2, "fsdp"), ("igpt", 2, "fsdp"), ("mae", 2, "fsdp")),
     ],
 )
 def test_any_number_of_ranks_takes_the_same_steps_sharded_or_not(task, world, strategy, line, alone, tmp_path):
