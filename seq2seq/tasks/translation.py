@@ -243,7 +243,7 @@ class Translation:
             raise UserError(
                 f"task.predict.attention: {type(model).__name__} has no module named cross_attention; use false."
             )
-        return maps[names[-1]][0][0].float().cpu()
+        return torch.cat(maps[names[-1]], dim=2)[0].float().cpu()  # a recurrent decoder attends once for each token
 
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.
