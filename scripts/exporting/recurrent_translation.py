@@ -146,9 +146,7 @@ def plan(model: RecurrentTranslator, task: Translation) -> Plan:
 
 
 @torch.no_grad()
-def _compare(
-    model: RecurrentTranslator, functions: Mapping[str, GraphFunction], has_memory: bool
-) -> list[Comparison]:
+def _compare(model: RecurrentTranslator, functions: Mapping[str, GraphFunction], has_memory: bool) -> list[Comparison]:
     """Compare the logits of the exported graphs, token by token, with those of the model's forward pass."""
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:

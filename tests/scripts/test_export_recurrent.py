@@ -58,7 +58,9 @@ def test_onnxruntime_and_torch_alone_give_our_translations(case: str, tmp_path: 
     folder = tmp_path / "best.export"
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     model, task = assembly.load(file, "trainer.device=cpu")
-    batch = task.data.collate([task.data.view(text, id=i) for i, text in enumerate(["Hello there", "12", "a naïve 日"])])
+    batch = task.data.collate(
+        [task.data.view(text, id=i) for i, text in enumerate(["Hello there", "12", "a naïve 日"])]
+    )
     expected = [answer["tokens"] for answer in task.answers(model, batch)]
     assert len({tuple(tokens) for tokens in expected}) > 1 and max(map(len, expected)) > 3
 

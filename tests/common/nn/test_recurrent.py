@@ -185,9 +185,12 @@ def test_under_autocast_states_stay_in_fp32(cell: CellName) -> None:
 
 @cells
 def test_a_graph_for_any_number_of_steps_has_the_same_outputs(cell: CellName) -> None:
-    module = randomised(
-        Recurrent(cell=cell, inputs=INPUTS, width=WIDTH, layers=2, bidirectional=True)
-    ).float().eval().requires_grad_(False)
+    module = (
+        randomised(Recurrent(cell=cell, inputs=INPUTS, width=WIDTH, layers=2, bidirectional=True))
+        .float()
+        .eval()
+        .requires_grad_(False)
+    )
     dims = {0: torch.export.Dim("rows", min=1), 1: torch.export.Dim("steps", min=1)}
     x, lengths = torch.randn(3, 4, INPUTS), torch.tensor([4, 2, 3])
     with torch.no_grad():

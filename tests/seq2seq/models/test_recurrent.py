@@ -77,7 +77,9 @@ def randomised(name: str, ends: float = 0.0, dtype: torch.dtype = torch.float64,
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3, generator=rng)
     model.output.weight.data *= 3
-    model.output.register_forward_hook(lambda _, inputs, logits: logits + ends * (torch.arange(logits.shape[-1]) == EOS))
+    model.output.register_forward_hook(
+        lambda _, inputs, logits: logits + ends * (torch.arange(logits.shape[-1]) == EOS)
+    )
     return model
 
 
@@ -369,14 +371,14 @@ def test_autocast_to_bf16_gives_almost_the_same_logits(name: str) -> None:
 
 @all_models
 def test_incompatible_options_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="model.tied=all shares one matrix .* use model.tied=target"):
+    with pytest.raises(UserError, match=r"model.tied=all shares one matrix .* use model.tied=target"):
         translator(name, tied="all", joint=False)
-    with pytest.raises(UserError, match="width 16, but model.embedding_width=8; make them equal, or use"):
+    with pytest.raises(UserError, match=r"width 16, but model.embedding_width=8; make them equal, or use"):
         translator(name, tied="target", embedding_width=8)
 
 
 def test_an_odd_width_cannot_be_shared_by_two_directions() -> None:
-    with pytest.raises(UserError, match="model.width=15 must be even with model.bidirectional=true"):
+    with pytest.raises(UserError, match=r"model.width=15 must be even with model.bidirectional=true"):
         translator("luong, lstm, both directions", width=15)
 
 
