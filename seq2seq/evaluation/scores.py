@@ -199,8 +199,8 @@ class TranslationMetric:
     def details(self) -> list[tuple[Any, ...]]:
         """A table of each score with its interval and signature, and of scores by category and by source length.
 
-        A category has its exact match; sources of similar length have their BLEU and exact match. The interval is `mean`
-        plus or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two are empty.
+        A category has its exact match; sources of similar length have BLEU and exact match. The interval is `mean` plus
+        or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two are empty.
         """
         assert self.gathered, "gather() comes before details()"
         rows: list[tuple[Any, ...]] = [("score", "value", "mean", "plus_minus", "sentences", "signature")]

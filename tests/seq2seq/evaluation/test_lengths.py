@@ -1,5 +1,6 @@
 """Scores by the length of the source, worked out by hand."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_the_scores_of_all_groups_cover_every_sentence_once() -> None:
     lengths = [*range(70)]
     groups = scores_by_length(lengths, ["a"] * 70, ["a"] * 70, BLEU(effective_order=True))
     assert [group.lengths for group in groups[:3]] == ["0", "1-2", "3-4"] and groups[-1].lengths == "61+"
-    assert [group.sentences for group in groups[:-1]] == [1, *(b - a for a, b in zip(LIMITS, LIMITS[1:], strict=False))]
+    assert [group.sentences for group in groups[:-1]] == [1, *(b - a for a, b in itertools.pairwise(LIMITS))]
     assert sum(group.sentences for group in groups) == 70
 
 
