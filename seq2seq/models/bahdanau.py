@@ -37,6 +37,7 @@ class Bahdanau(RecurrentTranslator):
         dropout: Fraction,
         tied: Tying,
         longest: Positive,
+        embedding_weights: str | None,
     ):
         """Build the model; raises UserError for options that are not compatible.
 
@@ -54,6 +55,7 @@ class Bahdanau(RecurrentTranslator):
                 vocabulary), "target" (target embedding and output), or "none". If any, `maxout_width` must equal
                 `embedding_width`.
             longest: maximum number of source tokens, including EOS; it can be raised for a trained model.
+            embedding_weights: see `RecurrentTranslator`.
         """
         super().__init__(
             vocabularies=vocabularies,
@@ -63,6 +65,7 @@ class Bahdanau(RecurrentTranslator):
             dropout=dropout,
             tied=tied,
             longest=longest,
+            embedding_weights=embedding_weights,
         )
         self.encoder = Recurrent(
             cell=cell, inputs=embedding_width, width=width, layers=layers, bidirectional=True, dropout=dropout

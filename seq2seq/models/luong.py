@@ -40,6 +40,7 @@ class Luong(RecurrentTranslator):
         dropout: Fraction,
         tied: Tying,
         longest: Positive,
+        embedding_weights: str | None,
     ):
         """Build the model; raises UserError for options that are not compatible.
 
@@ -60,6 +61,7 @@ class Luong(RecurrentTranslator):
                 vocabulary), "target" (target embedding and output), or "none". If any, `width` must equal
                 `embedding_width`.
             longest: maximum number of source tokens, including EOS; it can be raised for a trained model.
+            embedding_weights: see `RecurrentTranslator`.
         """
         super().__init__(
             vocabularies=vocabularies,
@@ -69,6 +71,7 @@ class Luong(RecurrentTranslator):
             dropout=dropout,
             tied=tied,
             longest=longest,
+            embedding_weights=embedding_weights,
         )
         if bidirectional and width % 2:
             raise UserError(f"model.width={width} must be even with model.bidirectional=true.")

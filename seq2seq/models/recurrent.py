@@ -72,6 +72,8 @@ class RecurrentTranslator(nn.Module):
     they compute the same. `features` is the width of what `advance` returns.
 
     Matrices outside the cells are initialised by Xavier, embeddings and the output by N(0, 1/width), biases with zeros.
+    `embedding_weights` is None or a file of word vectors, with which the task replaces the first values of embeddings in
+    a new run (seq2seq/importing/embeddings.py).
     """
 
     decided_by_data = ("embedding", "source_embedding", "output")  # with a row per vocabulary entry
@@ -86,10 +88,11 @@ class RecurrentTranslator(nn.Module):
         dropout: float,
         tied: Tying,
         longest: int,
+        embedding_weights: str | None,
     ):
         super().__init__()
         _check(embedding_width, features, tied, joint)
-        self.longest = longest
+        self.longest, self.embedding_weights = longest, embedding_weights
         source, target = vocabularies
         self.embedding = nn.Embedding(target, embedding_width)
         self.source_embedding = None if tied == "all" else nn.Embedding(source, embedding_width)

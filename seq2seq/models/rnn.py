@@ -29,6 +29,7 @@ class EncoderDecoder(RecurrentTranslator):
         dropout: Fraction,
         tied: Tying,
         longest: Positive,
+        embedding_weights: str | None,
     ):
         """Build the model; raises UserError for options that are not compatible.
 
@@ -46,6 +47,7 @@ class EncoderDecoder(RecurrentTranslator):
                 vocabulary), "target" (target embedding and output), or "none". If any, `width` must equal
                 `embedding_width`.
             longest: maximum number of source tokens, including EOS; it can be raised for a trained model.
+            embedding_weights: see `RecurrentTranslator`.
         """
         super().__init__(
             vocabularies=vocabularies,
@@ -55,6 +57,7 @@ class EncoderDecoder(RecurrentTranslator):
             dropout=dropout,
             tied=tied,
             longest=longest,
+            embedding_weights=embedding_weights,
         )
         self.reverse_source = reverse_source
         self.encoder = Recurrent(cell=cell, inputs=embedding_width, width=width, layers=layers, dropout=dropout)

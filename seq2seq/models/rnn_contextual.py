@@ -33,6 +33,7 @@ class ContextualEncoderDecoder(RecurrentTranslator):
         dropout: Fraction,
         tied: Tying,
         longest: Positive,
+        embedding_weights: str | None,
     ):
         """Build the model; raises UserError for options that are not compatible.
 
@@ -49,6 +50,7 @@ class ContextualEncoderDecoder(RecurrentTranslator):
                 vocabulary), "target" (target embedding and output), or "none". If any, `maxout_width` must equal
                 `embedding_width`.
             longest: maximum number of source tokens, including EOS; it can be raised for a trained model.
+            embedding_weights: see `RecurrentTranslator`.
         """
         super().__init__(
             vocabularies=vocabularies,
@@ -58,6 +60,7 @@ class ContextualEncoderDecoder(RecurrentTranslator):
             dropout=dropout,
             tied=tied,
             longest=longest,
+            embedding_weights=embedding_weights,
         )
         self.encoder = Recurrent(
             cell=cell, inputs=embedding_width, width=width, layers=layers, bidirectional=True, dropout=dropout

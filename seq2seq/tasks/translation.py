@@ -26,6 +26,7 @@ from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
+from seq2seq.importing.embeddings import load_embeddings
 from seq2seq.tasks.reading import Line, lines
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
@@ -93,6 +94,11 @@ class Translation:
         """
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
+
+    def fetch_weights(self, model: nn.Module) -> str | None:
+        """Load the word vectors that the model's key `embedding_weights` names, if any; see OptionalTask."""
+        path = getattr(model, "embedding_weights", None)
+        return load_embeddings(model, Path(path), self.data.tokenizers()) if path else None
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Convert a file of Marian (in transformers' layout) or fairseq; see seq2seq/importing/adopt.py."""

@@ -42,6 +42,7 @@ COMMON: dict[str, Any] = {
     "dropout": 0.0,
     "tied": "none",
     "longest": 64,
+    "embedding_weights": None,
 }
 MAXOUT = {"maxout_width": WIDTH}
 ADDITIVE = {**MAXOUT, "attention_width": 12}

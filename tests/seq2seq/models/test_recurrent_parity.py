@@ -158,7 +158,15 @@ def luong_score(plain: Plain, s: Tensor, h: Tensor, score: str) -> Tensor:
 
 def arguments(cell: str, **more: Any) -> dict[str, Any]:
     common = {"vocabularies": (ENTRIES, ENTRIES), "joint": True, "cell": cell, "layers": LAYERS, "width": WIDTH}
-    return {**common, "embedding_width": WIDTH, "dropout": 0.0, "tied": "all", "longest": 20, **more}
+    return {
+        **common,
+        "embedding_width": WIDTH,
+        "dropout": 0.0,
+        "tied": "all",
+        "longest": 20,
+        "embedding_weights": None,
+        **more,
+    }
 
 
 def randomised(model: RecurrentTranslator) -> RecurrentTranslator:
