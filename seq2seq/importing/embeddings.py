@@ -19,9 +19,9 @@ SPACE = "\u2581"  # stands for the space before a word in an entry's readable fo
 def load_embeddings(model: nn.Module, path: Path, tokenizers: tuple[TextTokenizer, TextTokenizer]) -> str:
     """Copy word vectors to the rows of a new model's embeddings; returns a line for the log.
 
-    `tokenizers` are those of source and target. A row gets the vector of the word that equals its entry, with or without
-    the mark of a preceding space; special entries and all others keep their values. Vectors are not scaled. Raises
-    UserError if the vectors have another width than the embeddings, or no entry of a vocabulary is in the file.
+    `tokenizers` are those of source and target. A row gets the vector of the word that equals its entry, with or
+    without the mark of a preceding space; special entries and all others keep their values. Vectors are not scaled.
+    Raises UserError if the vectors have another width than the embeddings, or no entry of a vocabulary is in the file.
     """
     words, vectors = read_vectors(path)
     rows = {word: row for row, word in enumerate(words)}

@@ -72,8 +72,8 @@ class RecurrentTranslator(nn.Module):
     they compute the same. `features` is the width of what `advance` returns.
 
     Matrices outside the cells are initialised by Xavier, embeddings and the output by N(0, 1/width), biases with zeros.
-    `embedding_weights` is None or a file of word vectors, with which the task replaces the first values of embeddings in
-    a new run (seq2seq/importing/embeddings.py).
+    `embedding_weights` is None or a file of word vectors, with which the task replaces the first values of embeddings
+    in a new run (seq2seq/importing/embeddings.py).
     """
 
     decided_by_data = ("embedding", "source_embedding", "output")  # with a row per vocabulary entry
