@@ -27,6 +27,7 @@ SMALL = {
     "swin": ["model.patch_size=2"],
     "seq2seq": ["model.encoder_layers=1", "model.decoder_layers=1"],
     "detr": ["model.encoder_layers=1", "model.decoder_layers=1"],
+    "rnn_bahdanau": [],
 }
 MODELS = {
     "vit": [],
@@ -35,6 +36,7 @@ MODELS = {
     "seq2seq": [],
     "seq2seq, untied": ["model.tied=none", "model.output_bias=true"],
     "detr": [],
+    "rnn_bahdanau": [],
 }
 
 

@@ -77,6 +77,7 @@ class RecurrentTranslator(nn.Module):
     """
 
     decided_by_data = ("embedding", "source_embedding", "output")  # with a row per vocabulary entry
+    unshardable = "its recurrent cells are called step by step"
 
     def __init__(
         self,
