@@ -194,7 +194,12 @@ def test_a_graph_for_any_number_of_steps_has_the_same_outputs(cell: CellName) ->
     dims = {0: torch.export.Dim("rows", min=1), 1: torch.export.Dim("steps", min=1)}
     x, lengths = torch.randn(3, 4, INPUTS), torch.tensor([4, 2, 3])
     with torch.no_grad():
-        graph = torch.export.export(module, (x, lengths), dynamic_shapes=(dims, {0: dims[0]})).module()
+        graph = torch.export.export(
+            module,
+            (x, lengths),
+            dynamic_shapes=(dims, {0: dims[0]}),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        ).module()
         for count, steps in ((2, 9), (1, 1), (4, 2)):
             x, lengths = torch.randn(count, steps, INPUTS), torch.arange(count) % steps + 1
             outputs, finals = graph(x, lengths)
