@@ -20,7 +20,7 @@ def config(folder: Path, *more: str) -> dict[str, Any]:
     file = folder / "pairs.tsv"
     file.write_text("\n".join("\t".join(pair) for pair in PAIRS), encoding="utf-8")
     data = ["data=parallel_text", f"data.train.pairs={file}", "data.val_count=0", "data.test_count=0"]
-    sizes = ["data.tokenizer.vocabulary=60", f"model.embedding_width={WIDTH}", f"model.width={WIDTH}"]
+    sizes = ["data.tokenizer.vocabulary=330", f"model.embedding_width={WIDTH}", f"model.width={WIDTH}"]
     return configure("train", ["model=rnn", "trainer.device=cpu", *data, *sizes, *more])
 
 

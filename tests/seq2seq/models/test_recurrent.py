@@ -190,7 +190,7 @@ def test_scores_of_given_targets_are_those_of_forward(name: str) -> None:
 def test_every_step_of_a_search_gives_the_logits_of_teacher_forcing(
     name: str, method: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    model = randomised(name, ends=1.0, dtype=dtype)
+    model = randomised(name, ends=-1.0, dtype=dtype)
     compared, (source, lengths) = Compared(model, tolerance), sentences([6, 1, 3, 9, 2, 12, 5, 8])
     options = replace(SEARCHES[method], longest_extra=9)
     answers = decode(compared, source, lengths, options, SPECIAL)
