@@ -22,4 +22,5 @@ class DeepOutput(nn.Module):
     def forward(self, state: Tensor, word: Tensor, context: Tensor) -> Tensor:
         """(..., H), (..., E), (..., C) -> (..., width)."""
         sums: Tensor = self.sums(torch.cat([state, word, context.to(state.dtype)], -1))
-        return sums.unflatten(-1, (-1, 2)).amax(-1)
+        units: Tensor = sums.unflatten(-1, (-1, 2)).amax(-1)
+        return units

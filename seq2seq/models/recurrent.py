@@ -162,6 +162,7 @@ class RecurrentTranslator(nn.Module):
 def run(decoder: Recurrent, state: State, x: Tensor) -> Tensor:
     """Run a decoder over known inputs x (R, N, ...) -> outputs (R, N, H); changes the hidden state."""
     if x.shape[1] > 1:
+        outputs: Tensor
         outputs, state.hidden = decoder(x, states=state.hidden)
         return outputs
     output, state.hidden = decoder.step(x[:, 0], state.hidden)
