@@ -47,7 +47,10 @@ def trained(name: str, folder: Path, steps: int, *more: str) -> tuple[Any, Any, 
     return task, model.eval(), [float(stepper([batch], step)["nll"]) for step in range(steps)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("rnn_bahdanau", "rnn_luong")  # five seconds each
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
 def test_six_sentences_are_memorised(name: str, tmp_path: Path) -> None:
     task, model, nll = trained(name, tmp_path, 120)
     assert nll[0] > 3 and nll[-1] < 0.15, nll[-1]  # smoothing leaves -ln 0.9 = 0.105
