@@ -45,7 +45,7 @@ from scripts.exporting import (
     image_modelling,
     language_modelling,
     single_texts,
-    translation,
+    translators,
     whole_folder,
 )
 from scripts.exporting.graphs import Format
@@ -66,7 +66,7 @@ PLANNERS = {
     Detection: detection.plan,
     Classification: classification.plan,
     ImageModelling: image_modelling.plan,
-    Translation: translation.plan,
+    Translation: translators.plan,
     LanguageModelling: language_modelling.plan,
     MaskedLanguageModelling: single_texts.plan_masked,
     SentenceClassification: single_texts.plan_classes,

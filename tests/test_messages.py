@@ -53,6 +53,7 @@ def test_every_key_that_a_message_names_is_a_key_of_a_config():
     choices += [("igpt", "digits_plain"), ("igpt", "fashion_mnist")]
     choices += [("swin", "digits"), ("gpt", "text")]
     choices += [("bert", "sentences"), ("bert_classifier", "text_classes")]
+    choices += [("rnn_luong", "cldr")]
     configs = [configure("train", [f"model={model}", f"data={data}"]) for model, data in choices]
     known = set().union(*map(keys, configs))
     prediction = [config["task"]["predict"] for config in configs]  # predict.py accepts these names without a prefix

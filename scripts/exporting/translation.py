@@ -72,13 +72,11 @@ class DecoderStep(nn.Module):
 def plan(model: nn.Module, task: Translation) -> Plan:
     """Plan the export of a translator for any batch size and target length, and sources of 1 to `model.longest` tokens.
 
-    Raises UserError if the model's class is neither Transformer nor PrefixLm, since the layout of its decoding state is
-    then unknown.
+    Raises UserError if the model's class is not known, since the layout of its decoding state is then unknown.
     """
     if not isinstance(model, Transformer | PrefixLm):
         raise UserError(
-            f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer and "
-            "seq2seq.models.prefix_lm.PrefixLm can."
+            f"{type(model).__name__} cannot be exported: only the models in seq2seq/models/ and their subclasses can."
         )
     dimensions = {
         "batch": Dimension(Dim("batch", min=1), "1 or more"),
@@ -86,7 +84,7 @@ def plan(model: nn.Module, task: Translation) -> Plan:
         "past_length": Dimension(Dim("past_length", min=0), "number of previous target tokens, initially 0"),
     }
     encoder, decoder = _graphs(model)
-    source, lengths, target = _sample_sentences(model, 3, min(7, model.longest), 5)
+    source, lengths, target = sample_sentences(model, 3, min(7, model.longest), 5)
     with torch.no_grad():
         (memory,) = encoder(source, lengths)
     layer_count, _, _, heads, _, width = memory.shape
@@ -121,7 +119,7 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
         return _compare(model, functions)
 
-    return Plan(graphs, dimensions, {**_metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
+    return Plan(graphs, dimensions, {**metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
 
 def _graphs(model: Transformer | PrefixLm) -> tuple[nn.Module, nn.Module]:
@@ -131,7 +129,8 @@ def _graphs(model: Transformer | PrefixLm) -> tuple[nn.Module, nn.Module]:
     return Encoder(_encoder_part(model)), DecoderStep(_decoder_part(model))
 
 
-def _metadata(task: Translation) -> dict[str, Any]:
+def metadata(task: Translation) -> dict[str, Any]:
+    """Describe languages, ids and decoding for model.json."""
     options = task.options
     return {
         "kind": "translation",
@@ -156,7 +155,7 @@ def _compare(model: Transformer | PrefixLm, functions: Mapping[str, GraphFunctio
     """
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
-        source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
+        source, lengths, target = sample_sentences(model, count, min(length, model.longest), steps)
         memory = functions["encoder"](source, lengths)["memory"]
         past, logits = memory[..., :0, :], []
         for tokens in target.unbind(1):
@@ -170,9 +169,7 @@ def _compare(model: Transformer | PrefixLm, functions: Mapping[str, GraphFunctio
     return comparisons
 
 
-def _sample_sentences(
-    model: Transformer | PrefixLm, count: int, source: int, target: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample_sentences(model: Any, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
 
     Returns the right-padded sources (B, S), their lengths (B,) in descending order, and the targets (B, T), which start

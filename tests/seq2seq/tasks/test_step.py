@@ -42,7 +42,13 @@ OPTIMIZER = OptimizerOptions(
 )
 TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
 TINY_DECODER = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.layers=2"]
-kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only"])
+RECURRENT = {  # translators with recurrent decoders
+    "rnn": ["model.width=16", "model.cell=lstm"],
+    "rnn_contextual": ["model.width=12", "model.maxout_width=16"],
+    "rnn_bahdanau": ["model.width=12", "model.maxout_width=16", "model.attention_width=8"],
+    "rnn_luong": ["model.width=16"],
+}
+kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only", *RECURRENT])
 
 
 def write(folder: Path) -> None:
@@ -54,14 +60,17 @@ def write(folder: Path) -> None:
 
 
 def config(kind: str, folder: Path) -> dict[str, Any]:
-    """Pre-norm with all matrices tied, or post-norm with separate vocabularies and matrices and a bias.
+    """A Transformer, pre-norm with all matrices tied, or post-norm with separate ones and a bias; or RECURRENT.
 
     Or a decoder-only translator, which packs source and target.
     """
     files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
     limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
-    model = ["model=gpt_translator", *TINY_DECODER] if kind == "decoder-only" else ["model=seq2seq", *TINY]
-    keys = [*model, "data=parallel_text", *files, *limits]
+    chosen = {
+        "decoder-only": ["model=gpt_translator", *TINY_DECODER],
+        **{name: [f"model={name}", "model.embedding_width=16", *keys] for name, keys in RECURRENT.items()},
+    }.get(kind, ["model=seq2seq", *TINY])
+    keys = [*chosen, "data=parallel_text", *files, *limits]
     if kind == "separate":
         keys += ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
         keys += ["model.output_bias=true", "model.blocks.pre_norm=false"]
