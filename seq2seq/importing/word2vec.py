@@ -131,7 +131,9 @@ def _read_text(
         try:
             vectors[row] = [float(number) for number in numbers]
         except ValueError as error:
-            raise UserError(f"{path}: line {row + 2:,} has a field that is not a number ({error}); {REMEDY}.") from error
+            raise UserError(
+                f"{path}: line {row + 2:,} has a field that is not a number ({error}); {REMEDY}."
+            ) from error
         words.append(_word(path, word, row))
     _refuse_rest(path, content, start, count)
     return words, vectors

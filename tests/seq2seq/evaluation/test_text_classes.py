@@ -36,7 +36,9 @@ def test_numbers_are_those_of_scikit_learn():
     numbers = metric_of(truth, scores, list("abcde")).compute()
     assert numbers["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
     assert numbers["f1_macro"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
-    assert numbers["loss"] == pytest.approx(metrics.log_loss(truth, scores.double().softmax(1), labels=[*range(5)]), rel=1e-5)
+    assert numbers["loss"] == pytest.approx(
+        metrics.log_loss(truth, scores.double().softmax(1), labels=[*range(5)]), rel=1e-5
+    )
 
 
 def test_a_class_that_is_neither_true_nor_predicted_is_not_counted(tmp_path):
