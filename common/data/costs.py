@@ -6,6 +6,7 @@ cost exceeds the limit is a batch by itself.
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,5 +67,5 @@ def _runs(costs: Integers) -> Iterator[tuple[int, int, int]]:
     """Yield (first, end, cost) of each longest run of equal costs; `end` is exclusive."""
     changes = np.flatnonzero(costs[1:] != costs[:-1]) + 1
     bounds = np.concatenate(([0], changes, [len(costs)]))
-    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, end in pairwise(bounds):
         yield int(first), int(end), int(costs[first])

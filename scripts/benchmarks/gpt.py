@@ -205,9 +205,7 @@ def _theirs(setting: Setting, recipe: dict[str, Any], texts: Tensor, ours: Gpt, 
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": adamw["weight_decay"]},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=adamw["lr"], betas=tuple(adamw["betas"]), eps=adamw["eps"], fused=True
-    )
+    optimizer = torch.optim.AdamW(groups, lr=adamw["lr"], betas=tuple(adamw["betas"]), eps=adamw["eps"], fused=True)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)

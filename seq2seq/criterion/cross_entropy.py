@@ -52,7 +52,7 @@ def cross_entropy(
     not padding. `masked_entries` is whether the model masks vocabulary entries by logits of about -1e9. If it is true,
     smoothing omits these entries. False saves the time and memory of looking for them.
     """
-    log_probabilities = log_probabilities(logits)  # (B, T, V)
+    log_probabilities = log_softmax(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
     if not options.smoothing:
         return plain, plain.detach()
@@ -63,7 +63,7 @@ def cross_entropy(
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Each target token's loss in nats, without smoothing; 0 for padding: (B, T, V), (B, T) int64 -> (B, T)."""
-    return _negative_log_likelihoods(log_probabilities(logits), targets)
+    return _negative_log_likelihoods(log_softmax(logits), targets)
 
 
 def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
+def log_softmax(logits: Tensor) -> Tensor:
     """The logarithms of the probabilities, in fp32 or higher: (..., V) -> (..., V)."""
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 

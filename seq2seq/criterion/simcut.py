@@ -5,7 +5,7 @@ Gao et al. 2022, "Bi-SimCut: A Simple Strategy for Boosting Neural Machine Trans
 
 from torch import Tensor
 
-from seq2seq.criterion.cross_entropy import MASKED_LOG_PROBABILITY, log_probabilities
+from seq2seq.criterion.cross_entropy import MASKED_LOG_PROBABILITY, log_softmax
 from seq2seq.tokenizers.bpe import PAD
 
 
@@ -16,7 +16,7 @@ def divergence(logits: Tensor, cut_logits: Tensor, targets: Tensor, *, masked_en
     distributions get a gradient ("bidirectional backpropagation" in the paper, which found a stopped gradient to be
     worse). `masked_entries` is as in `cross_entropy`.
     """
-    original, cut = log_probabilities(logits), log_probabilities(cut_logits)  # (B, T, V)
+    original, cut = log_softmax(logits), log_softmax(cut_logits)  # (B, T, V)
     differences = original - cut
     if masked_entries:  # in fp16, both are -inf, and the difference is NaN
         differences = differences.masked_fill(original < MASKED_LOG_PROBABILITY, 0)

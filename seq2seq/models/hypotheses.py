@@ -51,7 +51,7 @@ class Hypotheses:
         Returns the indices (B',) of the remaining sentences, for tensors with a row per sentence; None if all remain in
         the same order.
         """
-        sentences = (rows // self.ancestors.shape[1]).unique_consecutive()  # (B',)
+        sentences: Tensor = (rows // self.ancestors.shape[1]).unique_consecutive()  # (B',)
         before = self.ancestors.shape[0]
         self.ancestors = self.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
         if len(sentences) == before and torch.equal(sentences, torch.arange(before, device=rows.device)):

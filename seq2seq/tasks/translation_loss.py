@@ -104,7 +104,7 @@ class TranslationLoss:
             targets: Tensor = teacher.model(batch["source"], batch["source_lengths"], batch["target_in"])
         if masked_entries or getattr(teacher.model, "masks_entries", False):
             logits, targets = logits.clamp(min=LOWEST_LOGIT), targets.clamp(min=LOWEST_LOGIT)
-        real = batch["target_out"] != PAD  # (B, T)
+        real: Tensor = batch["target_out"] != PAD  # (B, T)
         return (distillation_loss(options, logits, targets) * real).sum()
 
 

@@ -64,7 +64,7 @@ def test_both_graphs_continue_a_prompt_as_predict_does(kind: str, tmp_path: Path
         logits[never] = -np.inf
         return logits
 
-    past = np.zeros(step.get_inputs()[1].shape[:2] + [1, 2, 0, 8], np.float32)
+    past, logits = np.zeros((2, 2, 1, 2, 0, 8), np.float32), np.empty(0)
     tokens: list[int] = []
     for n in range(20):
         token = prompt[n] if n < len(prompt) else int(forbidden(logits).argmax())

@@ -12,14 +12,24 @@ import torch.nn.functional as F
 from seq2seq.importing.gpt2 import adopt
 from seq2seq.models.gpt import Gpt, GptBlockOptions
 from seq2seq.tokenizers import files
-from tests.gpt2_files import ENTRIES, HEADS, LAYERS, LONGEST, VOCABULARY, WIDTH, state_dict, write_model, write_tokenizer
+from tests.gpt2_files import (
+    ENTRIES,
+    HEADS,
+    LAYERS,
+    LONGEST,
+    VOCABULARY,
+    WIDTH,
+    state_dict,
+    write_model,
+    write_tokenizer,
+)
 
 Door = Callable[..., str]
 SHAPE = {"width": WIDTH, "heads": HEADS, "layers": LAYERS, "feedforward": 4 * WIDTH, "longest": LONGEST}
 KEYS = ["model=gpt2", *(f"model.{name}={value}" for name, value in SHAPE.items())]
 KEYS += ["data.block=16", "data.stride=8", "data.batch_size=64", "data.cache=null", "trainer.device=cpu"]
 KEYS += ["trainer.precision=fp32"]
-TEXT = "the cat and the dog see the other cat. " * 12
+TEXT = "the cat and the dog see the other cat.\n" * 12
 pytestmark = pytest.mark.slow
 
 

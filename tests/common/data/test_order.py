@@ -142,7 +142,7 @@ def test_resuming_at_any_step_gives_the_later_steps(case: str) -> None:
     order = Order(costs, limit, seed=3)
     per_epoch = order.steps(1)
     stop = 2 * per_epoch + 2
-    expected = [(number, batch) for number in range(3) for batch in plain_epoch(costs, limit, 3, number)][:stop]
+    expected = [(number, batch) for number in range(4) for batch in plain_epoch(costs, limit, 3, number)][:stop]
     for start in {0, 1, per_epoch // 2, per_epoch - 1, per_epoch, per_epoch + 1, stop - 1}:
         assert [*itertools.islice(order.after(start), stop - start)] == expected[start:]
 

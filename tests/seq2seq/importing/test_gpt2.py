@@ -106,7 +106,10 @@ def test_matrices_stored_the_other_way_round_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("transformer.h.0.crossattention.c_attn.weight", r"has transformer\.h\.0\.crossattention\.c_attn\.weight, which"),
+        (
+            "transformer.h.0.crossattention.c_attn.weight",
+            r"has transformer\.h\.0\.crossattention\.c_attn\.weight, which",
+        ),
         ("score.weight", r"has score\.weight, which GPT-2 lacks"),
     ],
 )

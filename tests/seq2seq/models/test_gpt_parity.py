@@ -140,7 +140,7 @@ def test_greedy_generation_with_a_cache_finds_what_transformers_finds() -> None:
         tokens = [*hypothesis.tokens, END][: len(hypothesis.tokens) + hypothesis.ended]
         total = sum(float(steps[n, token]) for n, token in enumerate(tokens))
         assert hypothesis.log_probability == pytest.approx(total, abs=5e-5)  # transformers stores float32
-    assert len({tuple(hypothesis.tokens) for hypothesis in hypotheses}) > 5
+    assert len({tuple(hypothesis.tokens) for hypothesis in hypotheses}) > 3
 
 
 @pytest.mark.parametrize(("stop", "early"), [("first", True), ("bound", False)])

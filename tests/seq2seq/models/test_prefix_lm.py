@@ -258,9 +258,7 @@ def test_a_translation_depends_neither_on_the_cache_nor_on_its_batch(
 
 @variants
 @torch.no_grad()
-def test_hypotheses_may_be_reordered_repeated_and_omitted(
-    prefix: str, target_positions: str, pre_norm: bool
-) -> None:
+def test_hypotheses_may_be_reordered_repeated_and_omitted(prefix: str, target_positions: str, pre_norm: bool) -> None:
     """One to four random hypotheses of each sentence, many with the same parent; some sentences are removed."""
     model, rng = randomised(prefix=prefix, target_positions=target_positions, pre_norm=pre_norm), generator("rows")
     uncached, (source, lengths) = Uncached(model), sentences([4, 1, 7, 2, 5])

@@ -112,9 +112,7 @@ def test_simcut_and_a_teacher_add_up(keys: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_a_step_with_a_teacher_does_not_depend_on_the_micro_batches(
-    keys: list[str], tmp_path: Path, kind: str
-) -> None:
+def test_a_step_with_a_teacher_does_not_depend_on_the_micro_batches(keys: list[str], tmp_path: Path, kind: str) -> None:
     file = write_teacher(tmp_path / "teacher.pt", keys)
 
     def parameters_after(counts: list[int]) -> Tensor:
