@@ -73,7 +73,8 @@ class KneserNey:
             mixed = discounted / np.maximum(totals, 1) + order.left[rows] * result
             result = np.where(totals > 0, mixed, result)
             context = np.concatenate([[-1], gram[:-1]])
-        return np.log(result)
+        logarithms: Floats = np.log(result)
+        return logarithms
 
     def _stream(self, tokens: NDArray[Any]) -> Integers:
         """A text with begin tokens before it: (T,) -> (n - 1 + T,)."""

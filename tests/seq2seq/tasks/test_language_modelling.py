@@ -160,7 +160,7 @@ def test_given_texts_are_scored(built: Built) -> None:
     good, empty = task.predict(model, ["one two", ""])
     begin = task.data.text_tokenizer().special.begin
     tokens = torch.tensor([[begin, *task.data.encode("one two")]])
-    expected = -F.cross_entropy(model(tokens[:, :-1])[0], tokens[0, 1:], reduction="sum")
+    expected = -F.cross_entropy(model(tokens[:, :-1])[0], tokens[0, 1:], reduction="sum").detach()
     assert good == [{"text": "one two", "score": pytest.approx(float(expected), abs=1e-4)}]
     assert empty == [{"text": "", "score": 0.0}]
     lines = [*task.show(prompt_batch("one two", raw=False), task.answers(model, prompt_batch("one two")), Path("x"))]
