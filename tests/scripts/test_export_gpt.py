@@ -51,7 +51,7 @@ def test_both_graphs_continue_a_prompt_as_predict_does(kind: str, tmp_path: Path
     prompt, never = task.data.encode("the cat"), description["decoding"]["never"]
     (answer,) = task.answers(model, next(iter(task.read("the cat"))))
     expected = [*prompt, *answer["tokens"]][:20]
-    assert len({*expected}) > 4
+    assert len(expected) > len(prompt) + 2
 
     whole, step = (
         onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
@@ -66,7 +66,7 @@ def test_both_graphs_continue_a_prompt_as_predict_does(kind: str, tmp_path: Path
 
     past, logits = np.zeros((2, 2, 1, 2, 0, 8), np.float32), np.empty(0)
     tokens: list[int] = []
-    for n in range(20):
+    for n in range(len(expected)):
         token = prompt[n] if n < len(prompt) else int(forbidden(logits).argmax())
         tokens.append(token)
         logits, past = step.run(None, {"tokens": np.array([token]), "past": past})
