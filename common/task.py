@@ -268,6 +268,13 @@ class OptionalTask(Protocol):
         Raises UserError if the teacher does not suit the task, for instance because it has other classes.
         """
 
+    def fetch_weights(self, model: nn.Module) -> str | None:
+        """Load initial weights that depend on the task's state, such as vectors of the vocabulary's words.
+
+        Called for a new run without a `checkpoint`, if the model has no `fetch_weights` of its own. Returns a line for
+        the log, or None if nothing was loaded.
+        """
+
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
 

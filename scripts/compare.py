@@ -15,10 +15,14 @@ such as run_dir, are not compared. If a group has several runs, another table sh
 deviation (divisor n - 1) over the finished runs of each group. A table that is wider than the terminal is split into
 several tables. The environment variable COLUMNS overrides the width of the terminal. If there is neither a terminal nor
 COLUMNS, lines have at most 120 characters.
+
+--by-length adds tables of the BLEU and exact match of translators by the length of the source, from the runs'
+predictions/scores.json. --length-picture FILE draws them as an SVG file.
 """
 
 import argparse
 import csv
+import io
 import math
 import re
 import shutil
@@ -39,6 +43,7 @@ from common.files.records import describe_lines, read_record, step_record
 from common.files.run_folder import read_config
 from common.files.table import tables
 from common.machine import console
+from scripts.comparing.lengths import SCORES, Curve, length_picture, length_table, read_curves
 from scripts.comparing.seeds import Row, groups_of, means_table
 
 IGNORED_KEYS = (
@@ -91,11 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_unknown_columns([row for part in rows.values() for row in part], options)
         if options.csv:
             _write_csv(options.csv, rows, options)
+        curves = _curves(runs, rows) if options.by_length or options.length_picture else []
+        if options.length_picture:
+            _write_text(options.length_picture, length_picture(curves), "--length-picture")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     width = shutil.get_terminal_size((WIDTH, 0)).columns
     parts = [part for task in tasks for part in _tables(task, tasks[task], rows[task], options, width)]
+    if options.by_length:
+        unit = curves[0].unit
+        parts += [
+            tables(f"test/{score} by {unit} of the source", length_table(curves, score), width) for score in SCORES
+        ]
     notes = ["\n".join(part for line in failures for part in textwrap.wrap(line, width))]
     print("\n\n".join(filter(None, parts + notes)))
     return 0
@@ -115,6 +128,13 @@ def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Names
             groups.sort(key=lambda group: math.inf if (mean := group.mean(goal)) is None else sign * mean)
         parts.append(tables("mean ± standard deviation over seeds", means_table(groups, columns), width))
     return parts
+
+
+def _curves(runs: list[Run], rows: dict[str, list[Row]]) -> list[Curve]:
+    """Read the scores by source length of all runs, in the order of the tables."""
+    classes = {str(run.folder): str(run.config.get("model._target_", "-")).rpartition(".")[2] for run in runs}
+    folders = [str(row["run"]) for part in rows.values() for row in part]
+    return read_curves([Path(folder) for folder in folders], [classes[folder] for folder in folders])
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -322,11 +342,18 @@ def _write_csv(file: Path, rows: dict[str, list[Row]], options: argparse.Namespa
     task_of = [({"task._target_": task} if len(rows) > 1 else {}, row) for task in rows for row in rows[task]]
     complete = [row | task for task, row in task_of]
     columns = _columns(complete, options.columns)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *([row.get(name, "") for name in columns] for row in complete)])
+    _write_text(file, text.getvalue(), "--csv")
+
+
+def _write_text(file: Path, text: str, option: str) -> None:
+    """Write a file that a command-line option names."""
     try:
         with open(file, "w", encoding="utf-8", newline="") as opened:
-            csv.writer(opened).writerows([columns, *([row.get(name, "") for name in columns] for row in complete)])
+            opened.write(text)
     except OSError as error:
-        raise UserError(f"--csv {file} cannot be written ({error.strerror}); name another file.") from error
+        raise UserError(f"{option} {file} cannot be written ({error.strerror}); name another file.") from error
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -341,6 +368,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
+    parser.add_argument("--by-length", action="store_true", help="also print translators' scores by source length")
+    parser.add_argument("--length-picture", type=Path, metavar="FILE", help="draw them as an SVG file")
     return parser.parse_args(arguments)
 
 

@@ -38,7 +38,7 @@ from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.cnn_detection import CnnDetection
 from detr.tasks.detection import Detection
-from scripts.exporting import classification, detection, graphs, image_modelling, translation, whole_folder
+from scripts.exporting import classification, detection, graphs, image_modelling, translators, whole_folder
 from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
@@ -54,7 +54,7 @@ PLANNERS = {
     Detection: detection.plan,
     Classification: classification.plan,
     ImageModelling: image_modelling.plan,
-    Translation: translation.plan,
+    Translation: translators.plan,
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -303,15 +304,19 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Record attention probabilities in a dict: name of an `Attention` module -> one (B, h, N, M) tensor per call.
+    """Record attention probabilities in a dict: name of an attention module -> one (B, h, N, M) tensor per call.
 
         with record_attention(model) as maps:
             model(images)
         maps["decoder.blocks.5.cross_attention"][0]
 
-    Calls inside the context are recorded. The dict may also be read after the context has ended.
+    Calls inside the context are recorded. The dict may also be read after the context has ended. Attention modules are
+    those with the attribute `recorded_attention`: None outside this context and a list inside it, to which the module
+    appends.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    modules: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if hasattr(module, "recorded_attention")
+    }
     maps: dict[str, list[Tensor]] = {name: [] for name in modules}
     for name, module in modules.items():
         module.recorded_attention = maps[name]

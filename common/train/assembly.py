@@ -51,7 +51,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     Data and task are built before the model, because they determine some of the model's arguments. A new run starts
     from the weights in the config's `checkpoint`; tensors that do not match are re-initialised and listed. If
     `checkpoint` is empty, the model may load weights itself, such as those of a backbone
-    (`OptionalModel.fetch_weights`).
+    (`OptionalModel.fetch_weights`), or the task may load some into the model (`OptionalTask.fetch_weights`).
 
     For a resumed run, `resumed_state` is the task state from task.json in the run's folder, and the trainer loads the
     weights later. For a new run it is None. Before the model is built, the task may take over a part of `resumed_state`
@@ -78,6 +78,8 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
         loaded = load_initial_weights(model, task, source.path, source.title)
     elif fetch := getattr(model, "fetch_weights", None):
         loaded = fetch()
+    elif fetch := getattr(task, "fetch_weights", None):
+        loaded = fetch(model)
     line = _with_notes(loaded or "weights   initialised at random", teacher_notes, [])
     return Components(data, task, model, trainer, device, line, pretrained=loaded is not None)
 

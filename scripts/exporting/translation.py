@@ -85,17 +85,19 @@ class ConcatenatedCache(Cache):
 def plan(model: nn.Module, task: Translation) -> Plan:
     """Plan the export of a translator for any batch size and target length, and sources of 1 to `model.longest` tokens.
 
-    Raises UserError if the model's class is not Transformer, since the layout of its decoding state is then unknown.
+    Raises UserError if the model's class is not known, since the layout of its decoding state is then unknown.
     """
     if not isinstance(model, Transformer):
-        raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
+        raise UserError(
+            f"{type(model).__name__} cannot be exported: only the models in seq2seq/models/ and their subclasses can."
+        )
     dimensions = {
         "batch": Dimension(Dim("batch", min=1), "1 or more"),
         "source_length": Dimension(Dim("source_length", min=1, max=model.longest), f"1 to {model.longest} tokens"),
         "past_length": Dimension(Dim("past_length", min=0), "number of previous target tokens, initially 0"),
     }
     encoder, decoder = Encoder(_encoder_part(model)), DecoderStep(_decoder_part(model))
-    source, lengths, target = _sample_sentences(model, 3, min(7, model.longest), 5)
+    source, lengths, target = sample_sentences(model, 3, min(7, model.longest), 5)
     with torch.no_grad():
         (memory,) = encoder(source, lengths)
     layer_count, _, _, heads, _, width = memory.shape
@@ -130,10 +132,11 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
         return _compare(model, functions)
 
-    return Plan(graphs, dimensions, {**_metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
+    return Plan(graphs, dimensions, {**metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
 
-def _metadata(task: Translation) -> dict[str, Any]:
+def metadata(task: Translation) -> dict[str, Any]:
+    """Describe languages, ids and decoding for model.json."""
     options = task.options
     return {
         "kind": "translation",
@@ -158,7 +161,7 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
     """
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
-        source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
+        source, lengths, target = sample_sentences(model, count, min(length, model.longest), steps)
         memory = functions["encoder"](source, lengths)["memory"]
         past, logits = memory[..., :0, :], []
         for tokens in target.unbind(1):
@@ -172,7 +175,7 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
     return comparisons
 
 
-def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+def sample_sentences(model: Any, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
 
     Returns the right-padded sources (B, S), their lengths (B,) in descending order, and the targets (B, T), which start

@@ -24,6 +24,7 @@ from sacrebleu.significance import _bootstrap_resample, estimate_ci
 from common.files.names import escape
 from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
+from seq2seq.evaluation.lengths import LengthScore, scores_by_length, source_length
 
 CHINESE = {"zh", "zho", "cmn", "yue"}
 UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # scored by characters
@@ -70,8 +71,7 @@ def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
     the BLEU of lowercased, normalised, Moses-tokenised lines. It requires the package sacremoses and a language for
     which `bleu` uses 13a. With `lowercase`, all scores ignore case.
     """
-    language = re.split("[-_]", target.lower())[0]
-    tokenizer = "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
+    language, tokenizer = _language(target), _tokenizer(target)
     by_name = {"bleu": Scorer(BLEU(tokenize=tokenizer, lowercase=lowercase))}
     if language in CHINESE:
         by_name["bleu_char"] = Scorer(BLEU(tokenize="char", lowercase=lowercase))
@@ -81,6 +81,17 @@ def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
         preprocessing = f"|input:lc.norm.tok by sacremoses {importlib.metadata.version('sacremoses')}"
         by_name["bleu_lc_tok"] = Scorer(BLEU(tokenize="none", force=True), moses(language), preprocessing)
     return by_name
+
+
+def _language(code: str) -> str:
+    """The first part of a language's code: zh for zh_Hant."""
+    return re.split("[-_]", code.lower())[0]
+
+
+def _tokenizer(target: str) -> str:
+    """The name of sacreBLEU's tokenizer for a target language."""
+    language = _language(target)
+    return "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
 
 
 def moses(language: str) -> Callable[[str], str]:
@@ -117,6 +128,7 @@ class TranslationMetric:
     ) -> None:
         self.source, self.target, self.expected, self.categories = source, target, expected, categories
         self.scorers = scorers(target, lowercase)
+        self.short_bleu = BLEU(tokenize=_tokenizer(target), lowercase=lowercase, effective_order=True)
         self.samples: list[TranslatedSample] = []
         self.gathered = False
 
@@ -185,10 +197,10 @@ class TranslationMetric:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def details(self) -> list[tuple[Any, ...]]:
-        """A table of each score with its bootstrap interval and signature, and of the exact match of each category.
+        """A table of each score with its interval and signature, and of scores by category and by source length.
 
-        The interval is `mean` plus or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two
-        are empty.
+        A category has its exact match; sources of similar length have BLEU and exact match. The interval is `mean` plus
+        or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two are empty.
         """
         assert self.gathered, "gather() comes before details()"
         rows: list[tuple[Any, ...]] = [("score", "value", "mean", "plus_minus", "sentences", "signature")]
@@ -198,6 +210,10 @@ class TranslationMetric:
         rows.append(("exact_match", _exact(self.samples), "", "", len(self.samples), ""))
         for category, members in self._by_category().items():
             rows.append((f"exact_match of {category}", _exact(members), "", "", len(members), ""))
+        for part in self._by_length():
+            prefix, signature = f"sources of {part.lengths} {self._length_unit()}", self.short_bleu.get_signature()
+            rows.append((f"{prefix}: bleu", part.bleu, "", "", part.sentences, str(signature)))
+            rows.append((f"{prefix}: exact_match", part.exact_match, "", "", part.sentences, ""))
         return rows
 
     def _scores(self) -> dict[str, CorpusScore]:
@@ -211,6 +227,16 @@ class TranslationMetric:
             for sample in self.samples:
                 groups[self.categories[sample.id]].append(sample)
         return dict(sorted(groups.items()))
+
+    def _length_unit(self) -> str:
+        return "characters" if _language(self.source) in CHINESE | UNSPACED else "words"
+
+    def _by_length(self) -> list[LengthScore]:
+        """The scores of the samples by the length of their sources."""
+        by_characters = self._length_unit() == "characters"
+        lengths = [source_length(sample.source, by_characters) for sample in self.samples]
+        translations = [sample.translation for sample in self.samples]
+        return scores_by_length(lengths, translations, [sample.reference for sample in self.samples], self.short_bleu)
 
     def write(self, folder: Path) -> None:
         """Write `translations.tsv`, a table of the samples sorted by id, and `scores.json`, scores with signatures.
@@ -233,6 +259,11 @@ class TranslationMetric:
         content: dict[str, Any] = {"source": self.source, "target": self.target, "sentences": len(self.samples)}
         content |= {name: score._asdict() for name, score in self._scores().items()}
         content["exact_match"] = {"value": _exact(self.samples), "categories": categories}
+        content["by_source_length"] = {
+            "unit": self._length_unit(),
+            "groups": [part._asdict() for part in self._by_length()],
+            "signature": str(self.short_bleu.get_signature()),
+        }
         content |= {name: {"value": x if math.isfinite(x) else None} for name, x in self._likelihood().items()}
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (folder / "scores.json").write_text(text, encoding="utf-8", errors="backslashreplace")

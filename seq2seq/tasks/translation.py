@@ -26,6 +26,7 @@ from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
+from seq2seq.importing.embeddings import load_embeddings
 from seq2seq.tasks.reading import Line, lines
 from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
@@ -105,6 +106,11 @@ class Translation(TranslationLoss):
         """
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
+
+    def fetch_weights(self, model: nn.Module) -> str | None:
+        """Load the word vectors that the model's key `embedding_weights` names, if any; see OptionalTask."""
+        path = getattr(model, "embedding_weights", None)
+        return load_embeddings(model, Path(path), self.data.tokenizers()) if path else None
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Convert a file of Marian (in transformers' layout) or fairseq; see seq2seq/importing/adopt.py."""
@@ -234,7 +240,7 @@ class Translation(TranslationLoss):
             raise UserError(
                 f"task.predict.attention: {type(model).__name__} has no module named cross_attention; use false."
             )
-        return maps[names[-1]][0][0].float().cpu()
+        return torch.cat(maps[names[-1]], dim=2)[0].float().cpu()  # a recurrent decoder attends once for each token
 
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.

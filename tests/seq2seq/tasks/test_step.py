@@ -41,7 +41,13 @@ OPTIMIZER = OptimizerOptions(
     scaling="linear",
 )
 TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
-kinds = pytest.mark.parametrize("kind", ["joint", "separate"])
+RECURRENT = {  # translators with recurrent decoders
+    "rnn": ["model.width=16", "model.cell=lstm"],
+    "rnn_contextual": ["model.width=12", "model.maxout_width=16"],
+    "rnn_bahdanau": ["model.width=12", "model.maxout_width=16", "model.attention_width=8"],
+    "rnn_luong": ["model.width=16"],
+}
+kinds = pytest.mark.parametrize("kind", ["joint", "separate", *RECURRENT])
 
 
 def write(folder: Path) -> None:
@@ -53,10 +59,12 @@ def write(folder: Path) -> None:
 
 
 def config(kind: str, folder: Path) -> dict[str, Any]:
-    """Pre-norm with all matrices tied, or post-norm with separate vocabularies and matrices and a bias."""
+    """A Transformer, pre-norm with all matrices tied, or post-norm with separate ones and a bias; or RECURRENT."""
     files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
     limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
-    keys = ["model=seq2seq", "data=parallel_text", *TINY, *files, *limits]
+    recurrent = [f"model={kind}", "model.embedding_width=16", *RECURRENT.get(kind, [])]
+    chosen = recurrent if kind in RECURRENT else ["model=seq2seq", *TINY]
+    keys = [*chosen, "data=parallel_text", *files, *limits]
     if kind == "separate":
         keys += ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
         keys += ["model.output_bias=true", "model.blocks.pre_norm=false"]
