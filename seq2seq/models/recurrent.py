@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.nn.dropout import Dropout
+from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
 from common.nn.recurrent import CELLS, Cell, CellName, CellState, Recurrent
 from seq2seq.models.alignment import Alignment
@@ -95,8 +96,8 @@ class RecurrentTranslator(nn.Module):
         _check(embedding_width, features, tied, joint)
         self.longest, self.embedding_weights = longest, embedding_weights
         source, target = vocabularies
-        self.embedding = nn.Embedding(target, embedding_width)
-        self.source_embedding = None if tied == "all" else nn.Embedding(source, embedding_width)
+        self.embedding = TokenEmbedding(target, embedding_width)
+        self.source_embedding = None if tied == "all" else TokenEmbedding(source, embedding_width)
         self.output = Linear(features, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.dropout = Dropout(dropout)
 
