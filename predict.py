@@ -4,6 +4,7 @@ Only the answers go to standard output, so that it can be piped; everything else
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def predict(config: dict[str, Any]) -> None:
     parts = assembly.restore(config)
     print(parts.weights_line, file=sys.stderr)
     with output.writing_to(folder):
+        stream = getattr(parts.task, "stream", None) if sys.stdout and sys.stdout.isatty() else None
         for batch in parts.task.read(config["input"]):
             with device.autocast(parts.device, parts.trainer.precision):
+                if stream is not None and stream(parts.model, batch, partial(print, end="", flush=True)):
+                    continue
                 answers = answers_of(parts.task, parts.model, batch)
             for line in parts.task.show(batch, answers, folder):
                 print(line, flush=True)

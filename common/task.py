@@ -5,7 +5,7 @@ A class satisfies a protocol by having its members; it need not inherit from it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -109,6 +109,13 @@ class OptionalData(Protocol):
         Missing files are generated (synthetic images) or downloaded by the data set. If they are missing under the
         `root` in a checkpoint's config, evaluate.py and predict.py use a folder under data/ instead, unless the command
         line sets data.root.
+        """
+
+    def epoch_sample(self, split: Split, index: int, epoch_seed: int) -> dict[str, Any]:
+        """Return one training sample; training calls this method, if there is one, in place of `sample`.
+
+        `epoch_seed` is the same for all samples of an epoch and differs between epochs. It determines what the samples
+        of an epoch have in common, such as where a text is cut into blocks.
         """
 
     def class_notes(self) -> list[str]:
@@ -261,6 +268,12 @@ class OptionalTask(Protocol):
     unanswered: list[str]
     """A sentence for each input that `read` or `answers` left without an answer, with the reason. predict.py prints the
     sentences at its end."""
+
+    def stream(self, model: nn.Module, batch: Batch, write: Callable[[str], None]) -> bool:
+        """Pass the answers to a batch of `read` to `write` piece by piece, as they are computed; for a terminal.
+
+        Returns False, and writes nothing, if the answers cannot be streamed; `answers` and `show` are then called.
+        """
 
     def set_teacher(self, teacher: Teacher) -> Sequence[str]:
         """Store the teacher for `loss`; returns notes for the log.

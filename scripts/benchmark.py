@@ -40,6 +40,7 @@ SUITES = {
     "vit": "scripts.benchmarks.vit",
     "swin": "scripts.benchmarks.swin",
     "seq2seq": "scripts.benchmarks.seq2seq",
+    "gpt": "scripts.benchmarks.gpt",
     "coco": "scripts.benchmarks.coco",
 }
 ROUNDS, WARM_UP = 20, 3

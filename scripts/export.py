@@ -38,9 +38,18 @@ from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.cnn_detection import CnnDetection
 from detr.tasks.detection import Detection
-from scripts.exporting import classification, detection, graphs, image_modelling, translation, whole_folder
+from scripts.exporting import (
+    classification,
+    detection,
+    graphs,
+    image_modelling,
+    language_modelling,
+    translation,
+    whole_folder,
+)
 from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Comparison, Plan
+from seq2seq.tasks.language_modelling import LanguageModelling
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 from vit.tasks.image_modelling import ImageModelling
@@ -55,6 +64,7 @@ PLANNERS = {
     Classification: classification.plan,
     ImageModelling: image_modelling.plan,
     Translation: translation.plan,
+    LanguageModelling: language_modelling.plan,
 }
 
 

@@ -26,6 +26,8 @@ SMALL = {
     "vit": ["model.layers=2"],
     "swin": ["model.patch_size=2"],
     "seq2seq": ["model.encoder_layers=1", "model.decoder_layers=1"],
+    "gpt": ["model.layers=2"],
+    "gpt_translator": ["model.layers=2"],
     "detr": ["model.encoder_layers=1", "model.decoder_layers=1"],
 }
 MODELS = {
@@ -34,6 +36,8 @@ MODELS = {
     "swin": [],
     "seq2seq": [],
     "seq2seq, untied": ["model.tied=none", "model.output_bias=true"],
+    "gpt": [],
+    "gpt_translator": [],
     "detr": [],
 }
 
@@ -67,6 +71,9 @@ def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
         return model, lambda model: torch.stack(
             [torch.cat([*outputs.values()], -1) for outputs in model(pixels, sizes)]
         )
+    if name == "gpt":
+        texts = torch.randint(50, (8, 9), generator=rng)
+        return randomised(build(section, vocabulary=50)), lambda model: model(texts)
     tied = "untied" not in request.param
     model = randomised(build(section, vocabularies=(50, 50), joint=tied))
     source, target = (torch.randint(4, 50, (8, length), generator=rng) for length in (9, 7))

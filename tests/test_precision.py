@@ -84,7 +84,9 @@ def test_outputs_of_classifiers_agree_in_bf16_and_fp32(name: str) -> None:
     assert relative_error(bf16["logits"], fp32["logits"], dim=0) < MAX_ERROR
 
 
-@pytest.mark.parametrize("name", ["seq2seq", pytest.param("transformer_base", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["seq2seq", "gpt_translator", pytest.param("transformer_base", marks=pytest.mark.slow)]
+)
 def test_outputs_of_translators_agree_in_bf16_and_fp32(name: str) -> None:
     torch.manual_seed(0)
     model = perturb(build(configure("train", [f"model={name}"])["model"], vocabularies=(50, 50), joint=True))

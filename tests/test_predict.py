@@ -1,6 +1,7 @@
 """Standard output of predict.py holds the answers only, and a reader that closes the pipe causes no error."""
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,31 @@ def test_a_reader_that_closes_the_pipe_ends_the_process_without_an_error(process
         running.stdout.close()
         stderr = running.stderr.read().decode()
     assert stderr.strip() == "weights   of step 3" and running.returncode == 0
+
+
+STREAM = SCRIPT.replace(
+    "parts = types",
+    """task.stream = lambda model, batch, write: (
+    (write(f"streamed {batch}\\n"), True)[1] if batch != 1 else False
+)
+parts = types""",
+)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_gets_answers_piece_by_piece(process: list[str], tmp_path: Path, terminal: bool) -> None:
+    """Of three inputs, the task cannot stream the second."""
+    (tmp_path / "script.py").write_text(STREAM, encoding="utf-8")
+    parent, child = pty.openpty()
+    output = child if terminal else subprocess.PIPE
+    with subprocess.Popen([*process, "3"], stdout=output, stderr=subprocess.PIPE, env=environment()) as running:
+        os.close(child)
+        piped, stderr = running.communicate()
+        printed = os.read(parent, 10_000) if terminal else piped
+    os.close(parent)
+    assert stderr.decode().strip() == "weights   of step 3" and running.returncode == 0
+    expected = [f"größer 你好 {i}" for i in range(3)]
+    assert printed.decode().splitlines() == (["streamed 0", expected[1], "streamed 2"] if terminal else expected)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,16 @@ import pytest
 from common.config.check import build
 from common.config.compose import configure
 from detr.data.protocol import LaneData
-from seq2seq.data.protocol import TextData
+from seq2seq.data.protocol import LanguageData, TextData
 from seq2seq.tokenizers.bpe import Tokenizer
+from seq2seq.tokenizers.characters import Characters
 from seq2seq.tokenizers.marian import SentencePieces
 from seq2seq.tokenizers.protocol import TextTokenizer
 from vit.data.protocol import ImageData, NormalisedImages
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
+    ("gpt", LanguageData): ("text",),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
     ("vit", NormalisedImages): ("digits_plain", "fashion_mnist", "cifar10", "imagefolder_32"),
@@ -32,7 +34,7 @@ def test_a_data_set_has_the_members_of_its_protocol(model: str, protocol: type, 
     assert len(members(protocol)) > 8 and [name for name in members(protocol) if not hasattr(data_set, name)] == []
 
 
-@pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces])
+@pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces, Characters])
 def test_a_tokenizer_has_the_members_of_its_protocol(tokenizer: type) -> None:
     missing = {name for name in members(TextTokenizer) if not hasattr(tokenizer, name)}
     assert missing <= {"options"}  # the constructor sets it

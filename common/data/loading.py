@@ -120,8 +120,12 @@ class _MicroBatches(Dataset[Any]):
         return batch
 
     def _sample(self, epoch: int, index: int) -> dict[str, Any]:
-        random = None if self.seed is None else generator(self.seed, "sample", epoch, index)
-        return self.data.sample(self.split, index, random)
+        if self.seed is None:
+            return self.data.sample(self.split, index, None)
+        if epoch_sample := getattr(self.data, "epoch_sample", None):
+            sample: dict[str, Any] = epoch_sample(self.split, index, mix(self.seed, "epoch", epoch))
+            return sample
+        return self.data.sample(self.split, index, generator(self.seed, "sample", epoch, index))
 
     def _describe_failure(self, error: Exception, operation: str, epoch: int, indices: Sequence[int]) -> Exception:
         """Return the exception that the parent process is to raise.

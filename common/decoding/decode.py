@@ -1,6 +1,6 @@
 """Decode answers from a model's next-token probabilities by greedy search, beam search or sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ def decode(
     special: SpecialIds,
     ids: Sequence[int | str] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
+    on_tokens: Callable[[Tensor, Tensor], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode one to `options.candidates` answers to each source (B, S) int64, best first.
 
@@ -36,6 +37,8 @@ def decode(
         prompts: the first tokens of each sentence's answer, at least one; by default, `special.begin`. Answers,
             limits, penalties and scores do not include these tokens. Prompts of different lengths are decoded in
             separate groups, because models do not support padded prompts.
+        on_tokens: is called after each step, see `greedy_or_sample`; not with method "beam", whose hypotheses change.
+            All prompts must have the same length.
     """
     assert options.method != "given", "given answers are scored, not decoded"
     sentence_ids = range(len(source)) if ids is None else ids
@@ -45,6 +48,8 @@ def decode(
             hypotheses = beam_search(model, source[rows], lengths[rows], group, options, special)
         else:
             group_ids = [sentence_ids[row] for row in rows]
-            hypotheses = greedy_or_sample(model, source[rows], lengths[rows], group, options, special, group_ids)
+            hypotheses = greedy_or_sample(
+                model, source[rows], lengths[rows], group, options, special, group_ids, on_tokens
+            )
         answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]

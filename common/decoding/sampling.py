@@ -3,7 +3,7 @@
 Top-k sampling is that of Fan et al. 2018 (arXiv 1805.04833), top-p that of Holtzman et al. 2020 (arXiv 1904.09751).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,11 +33,13 @@ def greedy_or_sample(
     options: DecodingOptions,
     special: SpecialIds,
     ids: Sequence[int | str],
+    on_tokens: Callable[[Tensor, Tensor], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """For each source (B, S) and prompt (B, P), find the greedy hypothesis or `options.candidates` samples.
 
     `lengths` (B,) are the lengths of the sources. `ids` are the ids of the B sentences. Each sample is seeded by
-    `options.seed`, the sentence's id and the index of the sample.
+    `options.seed`, the sentence's id and the index of the sample. After each step, `on_tokens` receives the indices of
+    the unfinished hypotheses (R,), in 0 to B * candidates - 1, and their new tokens (R,), on the CPU.
     """
     count = options.candidates
     keys = [(sentence_id, index) for sentence_id in ids for index in range(count)]
@@ -58,6 +60,8 @@ def greedy_or_sample(
         log_probabilities = logits.gather(1, new[:, None]) - normaliser  # (R, 1)
         totals = totals + refuse_nan(log_probabilities.cpu().double())[:, 0]
         tokens = torch.cat([tokens, new.cpu()[:, None]], 1)
+        if on_tokens is not None:
+            on_tokens(live, tokens[:, -1])
         finished = at_limit | (tokens[:, -1] == special.end)
         for row in finished.nonzero()[:, 0].tolist():
             hypotheses[int(live[row])] = hypothesis(tokens[row].tolist(), float(totals[row]), options, special)

@@ -106,7 +106,11 @@ def _fits(value: Any, expected: Any) -> bool:
 def _fields(expected: Any) -> dict[str, Any]:
     """The keys of a TypedDict or a dataclass and their types; empty for any other type."""
     if typing.is_typeddict(expected) or dataclasses.is_dataclass(expected):
-        return typing.get_type_hints(expected, include_extras=True)
+        hints = typing.get_type_hints(expected, include_extras=True)
+        return {
+            name: typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
+            for name, hint in hints.items()
+        }
     return {}
 
 

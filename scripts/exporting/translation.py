@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from common.errors import UserError
-from common.nn.attention import Cache
 from common.nn.blocks import BlockCache
-from scripts.exporting import tokenizer_files
+from scripts.exporting import prefix_lm, tokenizer_files
+from scripts.exporting.caches import ConcatenatedCache, stack
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
+from seq2seq.models.prefix_lm import PrefixLm
 from seq2seq.models.transformer import State, Transformer
 from seq2seq.tasks.translation import Translation
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
         `memory` holds the keys and values of the source for the cross-attention of the L decoder layers. C is the
         model's width, and h is the number of heads.
         """
-        return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
+        return (stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
 
 class DecoderStep(nn.Module):
@@ -62,39 +63,28 @@ class DecoderStep(nn.Module):
             for own, source in zip(past, memory, strict=True)
         ]
         ancestors = torch.ones(batch, 1, before, dtype=torch.bool, device=tokens.device)
-        state = State(caches, real[:, None, None], ancestors, before)
+        state = State(caches, ancestors, before, sees_all=True, real=real[:, None, None])
         logits = self.model.step(state, tokens)
-        return logits, _stack([cache.own for cache in caches])
-
-
-class ConcatenatedCache(Cache):
-    """A cache that grows by concatenation, without the spare capacity of its base class."""
-
-    def __init__(self, pair: Tensor):
-        """Start with the keys and values of M tokens, given as `pair` (2, B, h, M, C/h)."""
-        super().__init__()
-        self.length, self.buffers = pair.shape[3], (pair[0], pair[1])
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, h, N, C/h) of N tokens -> all keys and values, (B, h, M + N, C/h) each."""
-        keys, values = self.content()
-        self.length, self.buffers = self.length + k.shape[2], (torch.cat([keys, k], 2), torch.cat([values, v], 2))
-        return self.buffers
+        return logits, stack([cache.own for cache in caches])
 
 
 def plan(model: nn.Module, task: Translation) -> Plan:
     """Plan the export of a translator for any batch size and target length, and sources of 1 to `model.longest` tokens.
 
-    Raises UserError if the model's class is not Transformer, since the layout of its decoding state is then unknown.
+    Raises UserError if the model's class is neither Transformer nor PrefixLm, since the layout of its decoding state is
+    then unknown.
     """
-    if not isinstance(model, Transformer):
-        raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
+    if not isinstance(model, Transformer | PrefixLm):
+        raise UserError(
+            f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer and "
+            "seq2seq.models.prefix_lm.PrefixLm can."
+        )
     dimensions = {
         "batch": Dimension(Dim("batch", min=1), "1 or more"),
         "source_length": Dimension(Dim("source_length", min=1, max=model.longest), f"1 to {model.longest} tokens"),
         "past_length": Dimension(Dim("past_length", min=0), "number of previous target tokens, initially 0"),
     }
-    encoder, decoder = Encoder(_encoder_part(model)), DecoderStep(_decoder_part(model))
+    encoder, decoder = _graphs(model)
     source, lengths, target = _sample_sentences(model, 3, min(7, model.longest), 5)
     with torch.no_grad():
         (memory,) = encoder(source, lengths)
@@ -133,6 +123,13 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     return Plan(graphs, dimensions, {**_metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
 
+def _graphs(model: Transformer | PrefixLm) -> tuple[nn.Module, nn.Module]:
+    """The modules of the graphs "encoder" and "decoder"."""
+    if isinstance(model, PrefixLm):
+        return prefix_lm.Encoder(model), prefix_lm.DecoderStep(model)
+    return Encoder(_encoder_part(model)), DecoderStep(_decoder_part(model))
+
+
 def _metadata(task: Translation) -> dict[str, Any]:
     options = task.options
     return {
@@ -150,7 +147,7 @@ def _metadata(task: Translation) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+def _compare(model: Transformer | PrefixLm, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
     """Compare the logits of the exported graphs with those of the model on random sentences.
 
     The exported decoder runs token by token, while the model computes the logits of all target tokens in one forward
@@ -172,14 +169,16 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
     return comparisons
 
 
-def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_sentences(
+    model: Transformer | PrefixLm, count: int, source: int, target: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
 
     Returns the right-padded sources (B, S), their lengths (B,) in descending order, and the targets (B, T), which start
     with BOS.
     """
     rng = torch.Generator().manual_seed(SEED)
-    embedding = model.embedding if model.source_embedding is None else model.source_embedding
+    embedding = getattr(model, "source_embedding", None) or model.embedding
     words = torch.randint(UNK + 1, embedding.num_embeddings, (count, source), generator=rng)
     lengths = torch.tensor([max(1, source - 2 * i) for i in range(count)])
     words[torch.arange(source) >= lengths[:, None]] = PAD
@@ -207,8 +206,3 @@ def _decoder_part(model: Transformer) -> Transformer:
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied
-
-
-def _stack(caches: list[Cache]) -> Tensor:
-    """Stack the keys and values of all layers; returns (L, 2, B, h, M, C/h)."""
-    return torch.stack([torch.stack(cache.content()) for cache in caches])

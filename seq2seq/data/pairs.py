@@ -15,7 +15,8 @@ from common.data import fingerprints
 from common.errors import UserError
 from common.task import Batch, Costs, Split
 from common.types import SPLITS, Positive
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD, Tokenizer, TokenizerOptions, normalize
+from seq2seq.tokenizers import training
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, TokenizerOptions, normalize
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Lines, Ragged
 
@@ -107,11 +108,11 @@ class SentencePairs(ABC):
         if self._tokenizers is None:
             corpus, options = self._train_without_empty_sides(), self.tokenizer
             if options.joint:
-                joint = Tokenizer.train(chain(corpus.source, corpus.target), options)
+                joint = training.train(chain(corpus.source, corpus.target), options)
                 self._tokenizers = joint, joint
             else:
                 sides = (self.source, corpus.source), (self.target, corpus.target)
-                source, target = (Tokenizer.train(lines, options, f" in {name}") for name, lines in sides)
+                source, target = (training.train(lines, options, f" in {name}") for name, lines in sides)
                 self._tokenizers = source, target
         return self._tokenizers
 
@@ -205,7 +206,8 @@ class SentencePairs(ABC):
         counts = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
         options = self.tokenizers()[0].options
         entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
-        lines = [f"{self.source} -> {self.target}; {options.kind} from {options.pieces}, {entries}"]
+        method = f"{options.kind} from {options.pieces}" if options.kind != "characters" else options.kind
+        lines = [f"{self.source} -> {self.target}; {method}, {entries}"]
         return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:

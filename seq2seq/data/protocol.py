@@ -1,7 +1,7 @@
-"""What the translation task requires of a data set in addition to `common.task.Data`."""
+"""What the tasks of translation and language modelling require of a data set in addition to `common.task.Data`."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from common.task import Data, Split
 from seq2seq.tokenizers.protocol import TextTokenizer
@@ -31,3 +31,38 @@ class TextData(Data, Protocol):
         The sample has the keys that `SentencePairs.sample` lists. Without a translation, it lacks `target` and
         `target_text`.
         """
+
+
+class TextAmounts(NamedTuple):
+    """How much text a split has."""
+
+    tokens: int
+    characters: int  # Unicode characters
+    bytes_: int  # in UTF-8
+    unknown: int  # tokens that stand for something outside the vocabulary
+
+
+class LanguageData(Data, Protocol):
+    """A text as one sequence of tokens, in blocks for training and in windows for evaluation (see seq2seq.data.text).
+
+    A batch has tokens and the targets that follow them, int64 (B, N), and `counts`, boolean (B, N), which is True where
+    a target counts. In val and test, each token of the split counts in exactly one sample.
+    """
+
+    block: int  # the maximum number of tokens of a sample
+
+    @property
+    def evaluation_stride(self) -> int:
+        """The number of targets that count in a sample of val or test, but for the last one."""
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer. Without one from `use`, the first call trains it on the split train."""
+
+    def use(self, tokenizer: TextTokenizer) -> None:
+        """Use a checkpoint's tokenizer instead of training one."""
+
+    def amounts(self, split: Split) -> TextAmounts:
+        """The numbers of tokens, characters and bytes of a split."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a user's text, as in the middle of a longer text."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.blocks import BlockCache, BlockOptions, Memory, Stack
+from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.dropout import Dropout
 from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
 from common.nn.positions import Layout, sine
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat
+from seq2seq.models.hypotheses import Hypotheses
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "gelu": nn.GELU}
 
@@ -47,19 +48,10 @@ class TranslatorBlockOptions:
 
 
 @dataclass
-class State:
-    """The state of decoding B sentences with W hypotheses each, all of the same length.
+class State(Hypotheses):
+    """The state of decoding; the keys and values of the encoder's output are stored once for each sentence."""
 
-    The cache of a sentence holds the keys and values of all K tokens that were decoded for it, in one sequence. A token
-    attends only to its ancestors: itself and the tokens before it in its hypothesis. Reordering hypotheses changes only
-    `ancestors`; keys and values are copied only when sentences are removed. The keys and values of the encoder's output
-    are stored once for each sentence.
-    """
-
-    caches: list[BlockCache]  # one for each block of the decoder
     real: Tensor  # (B, 1, 1, S) boolean: which source tokens are not padding
-    ancestors: Tensor  # (B, W, K) boolean: which of its sentence's K tokens belong to each hypothesis
-    tokens: int = 0  # the number of tokens of each hypothesis, including the prompt
 
 
 class Transformer(nn.Module):
@@ -138,7 +130,7 @@ class Transformer(nn.Module):
         )
         self.encoder = Stack(options, layers=encoder_layers, final_norm=blocks.pre_norm)
         self.decoder = Stack(options, layers=decoder_layers, final_norm=blocks.pre_norm, cross=True)
-        self._initialise()
+        initialise(self, width)
 
     @property
     def masks_entries(self) -> bool:
@@ -163,54 +155,33 @@ class Transformer(nn.Module):
         """
         memory, real = self._encode(source, lengths)
         ancestors = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
-        return State(self.decoder.caches(Memory(memory, memory)), real, ancestors)
+        return State(self.decoder.caches(Memory(memory, memory)), ancestors, 0, sees_all=True, real=real)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
         """Append a token to each hypothesis: tokens (B * W,) -> logits of the next token (B * W, V).
 
         `state` is extended in place. In the first call, `tokens` may be prompts (B, N); see common.decoding.contract.
         """
-        if tokens.ndim == 2:
-            return self._step_prompts(state, tokens)
-        tokens = tokens.view(state.real.shape[0], -1)  # (B * W,) -> (B, W)
-        count = tokens.shape[1]
-        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(tokens.shape[0], -1, -1)
-        state.ancestors = torch.cat([state.ancestors, itself], dim=2)  # (B, W, K + W)
-        x = self._embed(tokens.flatten()[:, None], self.embedding, state.tokens).view(*tokens.shape, -1)  # (B, W, C)
-        state.tokens += 1
-        sees_all = count == 1 and state.ancestors.shape[2] == state.tokens  # there was never a second hypothesis
-        may_look = None if sees_all else state.ancestors[:, None]
-        x = self.decoder(x, may_look=may_look, memory=Memory(None, None, state.real), caches=state.caches)
-        return self._logits(x).flatten(0, 1)  # (B, W, V) -> (B * W, V)
-
-    def _step_prompts(self, state: State, prompts: Tensor) -> Tensor:
-        """Start each sentence's only hypothesis with its prompt: prompts (B, N) -> logits of the next token (B, V)."""
-        assert not state.tokens, "prompts are only for the first step"
-        state.tokens = prompts.shape[1]
-        state.ancestors = state.ancestors.new_ones(len(prompts), 1, state.tokens)
-        x = self._embed(prompts, self.embedding)  # (B, N, C)
-        x = self.decoder(x, causal=True, memory=Memory(None, None, state.real), caches=state.caches)
-        return self._logits(x[:, -1])
+        start, is_prompt = state.tokens, tokens.ndim == 2
+        tokens, may_look = state.append(tokens)  # (B, W) or (B, N)
+        if is_prompt:
+            x = self._embed(tokens, self.embedding)  # (B, N, C)
+        else:
+            x = self._embed(tokens.flatten()[:, None], self.embedding, start).view(*tokens.shape, -1)  # (B, W, C)
+        memory = Memory(None, None, state.real)
+        x = self.decoder(x, may_look=may_look, causal=is_prompt, memory=memory, caches=state.caches)
+        return self._logits(x[:, -1] if is_prompt else x.flatten(0, 1))  # (B * W, V)
 
     def reorder(self, state: State, rows: Tensor) -> State:
         """Select hypotheses by their indices `rows` (B' * W',) in 0 .. B * W - 1; see common.decoding.contract."""
-        sentences = (rows // state.ancestors.shape[1]).unique_consecutive()  # (B',)
-        ancestors = state.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
-        real = state.real
-        if len(sentences) < len(real):
-            real = real[sentences]
-            for cache in (cache for block in state.caches for cache in block):
-                if cache is not None:
-                    cache.select(sentences)
-        return State(state.caches, real, ancestors, state.tokens)
+        sentences = state.select(rows)
+        if sentences is not None:
+            state.real = state.real[sentences]
+        return state
 
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
-        if source.shape[1] > self.longest:
-            raise UserError(
-                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; split "
-                "it into sentences, or raise that limit."
-            )
+        refuse_too_long(source, self.longest)
         real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
         real = real[:, None, None]  # (B, S) -> (B, 1, 1, S)
         embedding = self.embedding if self.source_embedding is None else self.source_embedding
@@ -229,17 +200,28 @@ class Transformer(nn.Module):
         logits: Tensor = self.output(x)
         return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
 
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("in_proj.weight"):
-                for matrix in parameter.chunk(3):
-                    nn.init.xavier_uniform_(matrix)
-            elif "embedding" in name or name.startswith("output."):
-                nn.init.normal_(parameter, std=self.width**-0.5)
-            elif parameter.ndim == 2:
-                nn.init.xavier_uniform_(parameter)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+
+def initialise(model: nn.Module, width: int) -> None:
+    """Initialise a translator's parameters as the authors' code does; see `Transformer`."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("in_proj.weight"):
+            for matrix in parameter.chunk(3):
+                nn.init.xavier_uniform_(matrix)
+        elif "embedding" in name or name.startswith("output."):
+            nn.init.normal_(parameter, std=width**-0.5)
+        elif parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def refuse_too_long(source: Tensor, longest: int) -> None:
+    """Raise UserError if sources (B, S) have more than `longest` tokens."""
+    if source.shape[1] > longest:
+        raise UserError(
+            f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={longest:,}; split it into "
+            "sentences, or raise that limit."
+        )
 
 
 def _check(width: int, heads: int, tied: str, joint: bool) -> None:

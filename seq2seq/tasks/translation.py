@@ -29,6 +29,7 @@ from seq2seq.importing import adopt as importing
 from seq2seq.tasks.reading import Line, lines
 from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
+from seq2seq.tokenizers import stored
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ class Translation(TranslationLoss):
                 f"The checkpoint contains {len(states) or 'no'} tokenizers, expected those of source and target, which "
                 "give its token ids a text; import it together with its vocabulary."
             )
-        tokenizers = [foreign_tokenizers.restore(text) for text in states]
+        tokenizers = [stored.restore(text) for text in states]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
@@ -44,7 +45,8 @@ ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory 
 class TokenizerOptions:
     """Options of a tokenizer.
 
-    kind: the method; "bpe" (byte-pair encoding) is the only choice.
+    kind: the method: "bpe" (byte-pair encoding), or "characters" (each character is a token, see characters.py), which
+        uses only `coverage`, `normalization` and `lowercase`, and `joint` for two languages.
     pieces: the units from which merges start: "bytes" (all 256, so that no text is unknown) or "characters" (those of
         the training text).
     vocabulary: number of entries, including the 4 special ones and all single bytes or characters. If `joint` is false,
@@ -61,7 +63,7 @@ class TokenizerOptions:
     lowercase: whether text is converted to lower case first. Decoding then returns lower case.
     """
 
-    kind: Literal["bpe"]
+    kind: Literal["bpe", "characters"]
     pieces: Literal["bytes", "characters"]
     vocabulary: Annotated[int, Range(low=1, high=1_000_000)]  # the library reserves memory for all entries at once
     joint: bool
@@ -105,7 +107,7 @@ class Tokenizer:
         assert tuple(entries[:4]) == SPECIAL_SYMBOLS and sorted(ids.values()) == [*range(len(ids))]
         alphabet = [entry for entry in entries[4:] if len(entry) == 1 and entry not in BYTE_SYMBOLS]
         self._uncovered = _uncovered_by(alphabet) if options.pieces == "characters" else None
-        byte_of = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
+        byte_of = byte_alphabet() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
         content_of = {symbol: bytes([byte]) for symbol, byte in byte_of.items()}
         # The bytes of each entry, in order of ids. An entry may begin or end inside a UTF-8 character.
         self._contents = [b"".join(content_of.get(c) or c.encode() for c in entry) for entry in entries]
@@ -126,7 +128,7 @@ class Tokenizer:
         """
         prepared = [_with_space(normalize(text, options)) for text in texts]
         if options.pieces == "bytes":
-            alphabet = sorted(_byte_level())
+            alphabet = sorted(byte_alphabet())
         else:
             alphabet = _characters(prepared, options.coverage)
             uncovered = _uncovered_by(alphabet)
@@ -156,6 +158,13 @@ class Tokenizer:
         ids: list[int] = self._bpe.encode(self._prepare(text), add_special_tokens=False).ids
         return ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that follows other text, so that no space is inserted before it."""
+        text = normalize(text, self.options)
+        text = text if self._uncovered is None else _replace_uncovered(text, self._uncovered, self.options)
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        return ids
+
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with EOS."""
         parts, lengths = [np.empty(0, np.int32)], [0]
@@ -174,7 +183,7 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return each id's entry in readable form: a space as U+2581, a byte of an incomplete character as <0xE4>."""
-        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else _readable(self._contents[i]) for i in ids]
+        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else readable(self._contents[i]) for i in ids]
 
     def state(self) -> str:
         """Return the tokenizer as JSON text, from which `restore` rebuilds it without the training text."""
@@ -312,8 +321,9 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
-def _byte_level() -> dict[str, int]:
-    """Return the byte that each character in the library's byte-level entries stands for.
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte that each character in byte-level entries, those of the library and of GPT-2, stands for.
 
     A printable Latin-1 character, except the space, stands for its own code. U+0100, U+0101 and so on stand for the
     other bytes, in order.
@@ -323,7 +333,8 @@ def _byte_level() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(unprintable)}
 
 
-def _readable(content: bytes) -> str:
+def readable(content: bytes) -> str:
+    """Return an entry's bytes as text: a space as U+2581, a byte of an incomplete character as <0xE4>."""
     text = content.decode("utf-8", "surrogateescape")  # a byte of an incomplete character becomes U+DC00 + byte
     text = re.sub("[\udc80-\udcff]", lambda match: f"<0x{ord(match[0]) - 0xDC00:02X}>", text)
     return text.replace(" ", "\u2581")

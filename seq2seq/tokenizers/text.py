@@ -9,9 +9,10 @@ import importlib
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,12 +193,8 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
         if check_lines or b"\0" in content:  # a null byte occurs in UTF-16, and in files that are not text
-            raise UserError(
-                f"{path}: line {line} is not valid UTF-8 (byte 0x{content[error.start]:02x}); convert the file to "
-                "UTF-8, or correct the line."
-            ) from error
+            raise encoding_error(path, content.count(b"\n", 0, error.start) + 1, content[error.start]) from error
     flat = np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(flat == LINE_FEED)
     if not content.endswith(b"\n"):
@@ -207,43 +204,67 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     return Lines(Ragged(flat, starts, ends - returns))
 
 
+def encoding_error(path: Path, line: int, byte: int) -> UserError:
+    """The error for a file whose line number `line` has a byte that is not UTF-8."""
+    return UserError(
+        f"{path}: line {line} is not valid UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8, or correct the line."
+    )
+
+
 def refuse_carriage_returns(content: bytes, name: str) -> None:
     """Raise UserError if `content` has carriage returns and no line feed, as files of the classic Mac OS do.
 
     One carriage return at the end of `content` is permitted. `name` names the file in the message.
     """
     if b"\n" not in content and b"\r" in content[:-1]:
-        raise UserError(
-            f"{name} has carriage returns and no line feed, so that all of it would be one line; convert the line ends "
-            r"(tr '\r' '\n' < FILE > NEW)."
-        )
+        raise carriage_returns_error(name)
+
+
+def carriage_returns_error(name: str) -> UserError:
+    """The error for text whose lines end with carriage returns alone; see `refuse_carriage_returns`."""
+    return UserError(
+        f"{name} has carriage returns and no line feed, so that all of it would be one line; convert the line ends "
+        r"(tr '\r' '\n' < FILE > NEW)."
+    )
 
 
 def _content(path: Path) -> bytes:
-    """Read a file's bytes and decompress them if they begin like those of gzip, bzip2 or xz.
+    """Read a file's bytes and decompress them, see `compression`; raises UserError for a file that cannot be read."""
+    with open_text(path) as file:
+        content = file.read()
+    module = compression(content, path)
+    return content if module is None else decompressed(content, module, path)
 
-    The ending of the file's name is not considered. Raises UserError for a file that cannot be read, or that is
-    compressed in another format.
-    """
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes; raises UserError if it is missing or cannot be opened or read."""
     try:
         with open_regular(path) as file:
-            content = file.read()
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; correct its path.") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); give a text file, compressed or not.") from error
+
+
+def compression(start: bytes, path: Path) -> str | None:
+    """The name of the module that decompresses a file with these first bytes, at least 16; None for plain text.
+
+    The ending of the file's name is not considered. Raises UserError for a format that is not supported.
+    """
     for magic, command in UNSUPPORTED_MAGIC_BYTES.items():
-        if content.startswith(magic):
+        if start.startswith(magic):
             raise UserError(
                 f"{path} is compressed in an unsupported format; decompress it ({command} FILE), or give plain text, "
                 "gzip, bzip2 or xz."
             )
-    module = next((name for magic, name in MAGIC_BYTES.items() if content.startswith(magic)), None)
-    return content if module is None else _decompressed(content, module, path)
+    return next((name for magic, name in MAGIC_BYTES.items() if start.startswith(magic)), None)
 
 
-def _decompressed(content: bytes, module: str, path: Path) -> bytes:
+def decompressed(content: bytes, module: str, path: Path) -> bytes:
+    """Decompress the content of a file by a `module` of `compression`; raises UserError if the content is broken."""
     name = {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz"}[module]
     try:
         library = importlib.import_module(module)

@@ -54,6 +54,10 @@ SMALL = {
         *("model.encoder_layers=1", "model.decoder_layers=2", "task.predict.longest_extra=9"),
         "task.predict.method=greedy",
     ],
+    "prefix_lm": [
+        *("model=gpt_translator", "model.width=16", "model.heads=2", "model.feedforward=24", "model.longest=40"),
+        *("model.layers=2", "task.predict.longest_extra=9", "task.predict.method=greedy"),
+    ],
 }
 
 
@@ -211,8 +215,9 @@ def test_an_exported_classifier_takes_sizes_that_were_not_compared(export_once, 
 
 
 @pytest.mark.slow
-def test_onnxruntime_and_tokenizers_alone_give_our_translations(export_once):
-    exported = export_once("seq2seq")
+@pytest.mark.parametrize("wing", ["seq2seq", "prefix_lm"])
+def test_onnxruntime_and_tokenizers_alone_give_our_translations(export_once, wing):
+    exported = export_once(wing)
     texts = ["Hello there", "12 days ago", "in the night, 3,14 Euro", "a", "naïve 日本"]
     batch = exported.task.data.collate([exported.task.data.view(text, id=i) for i, text in enumerate(texts)])
     expected = [answer["tokens"] for answer in exported.task.predict(exported.model, batch)]
@@ -301,6 +306,7 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("dino", ["model.two_stage=false", "model.backbone.name=resnet18", "model.sampling.levels=4"]),
         ("seq2seq", ["model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"]),
         ("seq2seq", ["model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"]),
+        ("prefix_lm", ["model.prefix=causal", "model.target_positions=continue", "model.blocks.pre_norm=false"]),
     ],
 )
 def test_every_variant_of_a_model_is_exported(tmp_path, capsys, wing, changes):

@@ -23,6 +23,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.task import Adopted
 from common.weights import projections, unwrapping
+from common.weights.layers import GPT2, GPT2_MASKS, GPT2_TRANSPOSED
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import floats
 
@@ -47,35 +48,10 @@ OFFICIAL = Table(
         ),
     ),
 )
-TRANSFORMERS = Table(
-    ("lm_head.", "output."),
-    ("score.", "head."),
-    *with_prefixes(
-        "{transformer.|}",
-        "",
-        (
-            ("wpe.", "positions.table."),
-            ("wte.", "embedding."),
-            ("ln_f.", "decoder.norm."),
-            *with_prefixes(
-                "h.{i}.",
-                BLOCK,
-                (
-                    ("ln_1.", "residuals.0.norm."),
-                    ("ln_2.", "residuals.1.norm."),
-                    ("attn.c_attn.", "attention.in_proj."),
-                    ("attn.c_proj.", "attention.out_proj."),
-                    ("mlp.c_fc.", "feed_forward.expand."),
-                    ("mlp.c_proj.", "feed_forward.contract."),
-                ),
-            ),
-        ),
-    ),
-)
+TRANSFORMERS = Table(("lm_head.", "output."), ("score.", "head."), *GPT2)
 FORMATS = {"authors": OFFICIAL, "transformers": TRANSFORMERS}
 FORMAT_PATTERNS = ((r"^model/wte$", "authors"), (r"^(transformer\.)?wte\.weight$", "transformers"))
-LEFT_OUT = r"(.*\.)?attn\.(masked_)?bias|global_step"  # causal masks in transformers' older files; the step's number
-STORED_TRANSPOSED = r".*(attention\.(in|out)_proj|feed_forward\.(expand|contract))\.weight"  # as (in, out)
+LEFT_OUT = rf"{GPT2_MASKS}|global_step"  # causal masks in transformers' older files; the step's number
 SUPPORTED_FILES = "an image GPT of transformers, or an .npz file with the authors' arrays"
 CENTRES, PREPROCESSOR = "kmeans_centers.npy", "preprocessor_config.json"
 
@@ -162,4 +138,4 @@ def _with_start(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
 
 def _is_transposed(name: str, form: str) -> bool:
     """Whether a matrix is stored as (in, out). The authors' joined projections of queries, keys and values are not."""
-    return bool(re.fullmatch(STORED_TRANSPOSED, name)) and not (form == "authors" and "in_proj" in name)
+    return bool(re.fullmatch(GPT2_TRANSPOSED, name)) and not (form == "authors" and "in_proj" in name)

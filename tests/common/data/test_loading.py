@@ -305,3 +305,27 @@ def test_sets_smaller_than_batch_ranks_and_workers_are_loaded_completely(count: 
         assert trained == [order.epoch(number)[0] for number in range(3)]
         assert {len(step) for step in trained} == {min(count, 4)}
         assert sorted(evaluated) == {1: [[0]], 2: [[0, 1]], 5: [[0, 1, 2, 3], [4]]}[count]
+
+
+class Epochs(Photos):
+    """Samples that hold the seed of their epoch."""
+
+    def epoch_sample(self, split: str, index: int, epoch_seed: int) -> dict[str, Any]:
+        return {"id": index, "process": epoch_seed}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_seed_of_an_epoch_is_the_same_for_all_its_samples_and_for_no_other_epoch(workers: int) -> None:
+    data, keys = Epochs(), [(epoch, (2 * n, 2 * n + 1)) for epoch in (0, 1) for n in range(3)]
+    seeds = []
+    for seed in (0, 1):
+        loaded = [*Loader(data, "train", seed=seed, workers=workers, pin=False)(keys)]
+        for part in (loaded[:3], loaded[3:]):
+            (epoch_seed,) = {number for batch in part for number in batch["processes"]}
+            seeds.append(epoch_seed)
+    assert len({*seeds}) == 4
+
+
+def test_evaluation_takes_samples_without_a_seed_of_an_epoch() -> None:
+    (batch,) = Loader(Epochs(), "val", seed=None, workers=0, pin=False)([(0, (3, 4))])
+    assert batch["processes"] == [os.getpid()] * 2

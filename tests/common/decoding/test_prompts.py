@@ -213,3 +213,22 @@ def test_a_prompt_may_contain_ids_that_answers_may_not() -> None:
     source, lengths = sources(model)
     ((answer,),) = decode(model, source[:1], lengths[:1], METHODS["greedy"], SPECIAL, prompts=[[PAD, END, 3]])
     assert answer.tokens and not {PAD, END} & {*answer.tokens}
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+def test_each_step_reports_its_tokens(method: str) -> None:
+    """Joined by hypothesis, they are the answers with their ends."""
+    model, options = LanguageModel(), METHODS[method]
+    reports: dict[int, list[int]] = {}
+
+    def report(rows: Tensor, tokens: Tensor) -> None:
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            reports.setdefault(row, []).append(token)
+
+    prompts = [PROMPTS[0], [1, 1, 1]]
+    nothing, lengths = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    answers = decode(model, nothing, lengths, options, SPECIAL, [0, 1], prompts, report)
+    hypotheses = [each for row in answers for each in row]
+    assert len(reports) == len(hypotheses) == 2 * options.candidates
+    for row, each in enumerate(hypotheses):
+        assert reports[row] == [*each.tokens, *[END] * each.ended]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from common.config.check import build, construct
@@ -20,14 +21,17 @@ PAIRS = [
     ("13 men read 31 books", "13 Männer lesen 31 Bücher"),
     ("good night!", "gute Nacht!"),
 ]
-TINY = ["model.width=32", "model.heads=2", "model.feedforward=64", "model.encoder_layers=1", "model.decoder_layers=1"]
+TINY = ["model.width=32", "model.heads=2", "model.feedforward=64"]
+MODELS = {"seq2seq": ["model.encoder_layers=1", "model.decoder_layers=1"], "gpt_translator": ["model.layers=2"]}
 DATA = ["data.val_count=0", "data.test_count=0", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=280"]
 
 
-def test_eight_sentences_are_memorised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_name", MODELS)
+def test_eight_sentences_are_memorised(model_name: str, tmp_path: Path) -> None:
     file = tmp_path / "pairs.tsv"
     file.write_text("\n".join("\t".join(pair) for pair in PAIRS), encoding="utf-8")
-    keys = ["model=seq2seq", "data=parallel_text", f"data.train.pairs={file}", *TINY, *DATA, "optimizer.lr=5e-3"]
+    shape = [f"model={model_name}", *TINY, *MODELS[model_name]]
+    keys = [*shape, "data=parallel_text", f"data.train.pairs={file}", *DATA, "optimizer.lr=5e-3"]
     config = configure("train", keys)
     task = build(config["task"], data=build(config["data"]))
     torch.manual_seed(0)

@@ -41,7 +41,8 @@ OPTIMIZER = OptimizerOptions(
     scaling="linear",
 )
 TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
-kinds = pytest.mark.parametrize("kind", ["joint", "separate"])
+TINY_DECODER = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.layers=2"]
+kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only"])
 
 
 def write(folder: Path) -> None:
@@ -53,10 +54,14 @@ def write(folder: Path) -> None:
 
 
 def config(kind: str, folder: Path) -> dict[str, Any]:
-    """Pre-norm with all matrices tied, or post-norm with separate vocabularies and matrices and a bias."""
+    """Pre-norm with all matrices tied, or post-norm with separate vocabularies and matrices and a bias.
+
+    Or a decoder-only translator, which packs source and target.
+    """
     files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
     limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
-    keys = ["model=seq2seq", "data=parallel_text", *TINY, *files, *limits]
+    model = ["model=gpt_translator", *TINY_DECODER] if kind == "decoder-only" else ["model=seq2seq", *TINY]
+    keys = [*model, "data=parallel_text", *files, *limits]
     if kind == "separate":
         keys += ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
         keys += ["model.output_bias=true", "model.blocks.pre_norm=false"]
