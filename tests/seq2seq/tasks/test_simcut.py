@@ -1,22 +1,17 @@
 """SimCut in the translator's loss: parity with a plain loop, the same step for any cut, any model, and old configs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config.check import build
 from common.config.compose import configure
 from common.config.migrations import migrate_config
-from common.data.loading import Loader
 from common.errors import UserError
 from common.machine.seeds import generator
 from common.nn.embedding import TokenEmbedding
-from common.task import Batch
 from common.train import optim
 from common.train.optim import OptimizerOptions
 from common.train.step import Stepper
@@ -24,106 +19,27 @@ from seq2seq.criterion.cross_entropy import LossOptions, cross_entropy
 from seq2seq.tasks.simcut import cut_at_random
 from seq2seq.tasks.translation import Translation
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD
+from tests.cutting import CUTOFF, SIMCUT, SMOOTHING, batches, check_loss, kept, make
 
-PAIRS = [5, 0, 11, 7, 2, 9, 14, 3]  # indices in train, in the order of a step
-WEIGHT, CUTOFF, SMOOTHING = 3.0, 0.3, 0.1
-SIMCUT = [f"task.loss.simcut.weight={WEIGHT}", f"task.loss.simcut.cutoff={CUTOFF}", f"task.loss.smoothing={SMOOTHING}"]
-TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
+TRANSFORMER = ["model=seq2seq", "model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2"]
+TRANSFORMER += ["model.decoder_layers=2"]
 SEPARATE = ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
 Built = Callable[..., tuple[Translation, nn.Module]]
 
 
 @pytest.fixture
 def built(tmp_path: Path) -> Built:
-    """Returns a function that makes the task and model of a command line; the texts are numbers of 1 to 9 digits."""
-    english = "zero one two three four five six seven eight nine".split()
-    german = "null eins zwei drei vier fünf sechs sieben acht neun".split()
-    rng = generator("numbers", 0)
-    rows = [torch.randint(10, (1 + i % 9,), generator=rng).tolist() for i in range(40)]
-    lines = ["\t".join(" ".join(names[digit] for digit in row) for names in (english, german)) for row in rows]
-    (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
-    files = [f"data.train.pairs={tmp_path}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
-    limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
-
-    def make(*keys: str) -> tuple[Translation, nn.Module]:
-        config = configure("train", ["model=seq2seq", "data=parallel_text", *TINY, *files, *limits, *keys])
-        task: Translation = build(config["task"], data=build(config["data"]))
-        torch.manual_seed(0)
-        model: nn.Module = build(config["model"], **task.model_arguments())
-        for name, parameter in model.named_parameters():
-            nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
-        return task, model
-
-    return make
-
-
-def batches(task: Translation, counts: list[int]) -> list[Batch]:
-    """Micro-batches of these numbers of pairs, made by the trainer's loader."""
-    indices = iter(PAIRS)
-    keys = [(0, tuple(next(indices) for _ in range(count))) for count in counts]
-    return [*Loader(task.data, "train", seed=3, workers=0, pin=False)(keys)]
-
-
-def kept(batch: Batch, name: str) -> Tensor:
-    """1 for each token that is not cut, from random numbers for the sample's own tokens alone: (B, N) float64."""
-    factors = torch.ones(batch[name].shape, dtype=torch.float64)
-    for b, row in enumerate(batch[name].tolist()):
-        length = sum(token != PAD for token in row)
-        numbers = torch.rand(length, generator=generator(batch["seeds"][b], "simcut", name))
-        for n in range(length):
-            if numbers[n] < CUTOFF and row[n] not in (BOS, EOS):
-                factors[b, n] = 0
-    return factors
-
-
-def masking(factors: list[Tensor]) -> Callable[..., Tensor]:
-    """A hook that multiplies the outputs of an embedding's calls by these factors, in this order."""
-    rest: Iterator[Tensor] = iter(factors)
-    return lambda module, arguments, output: output * next(rest)[..., None]
-
-
-def plain_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss and the divergence per token, in a loop over tokens, with cuts made by hooks on the embeddings."""
-    arguments = batch["source"], batch["source_lengths"], batch["target_in"]
-    factors = [kept(batch, "source"), kept(batch, "target_in")]
-    logits = model(*arguments)
-    with ExitStack() as hooks:
-        if model.source_embedding is None:
-            hooks.callback(model.embedding.register_forward_hook(masking(factors)).remove)
-        else:
-            hooks.callback(model.source_embedding.register_forward_hook(masking(factors[:1])).remove)
-            hooks.callback(model.embedding.register_forward_hook(masking(factors[1:])).remove)
-        cut_logits = model(*arguments)
-    total = torch.zeros((), dtype=torch.float64)
-    of_cut = torch.zeros((), dtype=torch.float64)
-    tokens = 0
-    for b, row in enumerate(batch["target_out"].tolist()):
-        for t, target in enumerate(row):
-            if target == PAD:
-                continue
-            p, q = torch.softmax(logits[b, t], 0), torch.softmax(cut_logits[b, t], 0)
-            total = total - (1 - SMOOTHING) * p[target].log() - SMOOTHING * p.log().mean()
-            of_cut = of_cut + (p * (p.log() - q.log())).sum()
-            tokens += 1
-    return (total + WEIGHT * of_cut) / tokens, of_cut / tokens
+    """Returns a function that makes the task and a small Transformer of a command line."""
+    return lambda *keys: make(tmp_path, *TRANSFORMER, *keys)
 
 
 @pytest.mark.parametrize("keys", [[], SEPARATE, ["model.blocks.pre_norm=false"]], ids=["joint", "separate", "post"])
 def test_it_is_the_loss_of_a_plain_loop_with_its_gradients(built: Built, keys: list[str]) -> None:
     task, model = built(*SIMCUT, *keys)
-    model.double()
     (batch,) = batches(task, [8])
-    loss, parts = task.loss(model, batch, task.normalisers(batch))
-    expected, of_cut = plain_loss(model, batch)
-    assert float(of_cut.detach()) > 0.01 and float((kept(batch, "source") == 0).sum()) > 3
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(parts["simcut"], of_cut.detach(), rtol=0, atol=1e-10)
-    assert parts.keys() == {"nll", "simcut"} and not parts["simcut"].requires_grad
-    parameters = [*model.parameters()]
-    gradients = torch.autograd.grad(loss, parameters)
-    for gradient, reference in zip(gradients, torch.autograd.grad(expected, parameters), strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-10)
-        assert reference.abs().max() > 1e-6
+    source, target = kept(batch, "source"), kept(batch, "target_in")
+    separate = {"source_embedding": [source], "embedding": [target]}
+    check_loss(task, model.double(), batch, separate if keys == SEPARATE else {"embedding": [source, target]})
 
 
 @pytest.mark.parametrize("options", ["weight 0", "none"])
@@ -215,23 +131,12 @@ class Recurrent(nn.Module):
         return torch.stack(logits, dim=1)
 
 
-def test_a_recurrent_model_that_embeds_token_by_token_has_the_same_term(built: Built) -> None:
+def test_a_recurrent_model_that_embeds_token_by_token_has_the_same_loss(built: Built) -> None:
     task, _ = built(*SIMCUT)
     torch.manual_seed(0)
     model = Recurrent(262, TokenEmbedding).double()
     (batch,) = batches(task, [8])
-    arguments = batch["source"], batch["source_lengths"], batch["target_in"]
-    _, parts = task.loss(model, batch, task.normalisers(batch))
-    original = model(*arguments).log_softmax(-1)
-    targets = kept(batch, "target_in")
-    with ExitStack() as hooks:
-        hooks.callback(model.source.register_forward_hook(masking([kept(batch, "source")])).remove)
-        hooks.callback(model.target.register_forward_hook(masking([*targets.unbind(1)])).remove)
-        cut = model(*arguments).log_softmax(-1)
-    real = batch["target_out"] != PAD
-    expected = (original.exp() * (original - cut)).sum(-1)[real].mean()
-    assert expected > 1e-4
-    torch.testing.assert_close(parts["simcut"], expected.detach(), rtol=0, atol=1e-10)
+    check_loss(task, model, batch, {"source": [kept(batch, "source")], "target": [*kept(batch, "target_in").unbind(1)]})
 
 
 def test_a_model_with_another_embedding_is_refused(built: Built) -> None:
