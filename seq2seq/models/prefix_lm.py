@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.nn.blocks import BlockOptions, Stack
 from common.nn.dropout import Dropout
+from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Tied
 from common.nn.positions import sine
 from common.types import Layers, Positive
@@ -79,7 +80,7 @@ class PrefixLm(nn.Module):
         _check(width, heads, joint)
         self.width, self.longest, self.scale = width, longest, math.sqrt(width)
         self.prefix, self.target_positions = prefix, target_positions
-        self.embedding = nn.Embedding(vocabularies[1], width)
+        self.embedding = TokenEmbedding(vocabularies[1], width)
         self.segment_embedding = nn.Embedding(2, width)
         self.dropout = Dropout(blocks.dropout)
         options = BlockOptions(
