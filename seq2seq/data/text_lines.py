@@ -88,7 +88,8 @@ class TextLines(Sequence[str]):
     def cut(self, position: int) -> int:
         """The first position from `position` on at which the text can be cut, in bytes of all files from 0 to `total`.
 
-        It is the start of the next line or, if that is more than `MAX_SEARCH_BYTES` away, the next space or character.
+        It is the start of the next line or, if that is more than `MAX_SEARCH_BYTES` away, or there is no further line
+        in the file, the next space or character.
         """
         if position >= self.total:
             return self.total
@@ -160,8 +161,8 @@ class _MappedFile:
         if position == 0:
             return 0
         end = int(self.ends[np.searchsorted(self.ends, position - 1)])  # of the line that holds the byte before
-        if end - position < MAX_SEARCH_BYTES:
-            return min(end + 1, len(self.flat))
+        if end - position < MAX_SEARCH_BYTES and end + 1 < len(self.flat):
+            return end + 1
         spaces = np.flatnonzero(self.flat[position : position + MAX_SEARCH_BYTES] == SPACE)
         return position + int(spaces[0]) if len(spaces) else self._next_character(position)
 

@@ -45,12 +45,13 @@ def test_a_module_and_the_one_that_implements_it_are_in_one_split() -> None:
 def test_strings_of_methods_and_of_conditional_definitions_are_read(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
-        '"""Module."""\nclass A:\n    """Class.\n\n      Indented.\n    """\n    def f(self):\n        """Method."""\n'
+        '"""Module."""\n'
+        'class A:\n    """Class.\n\n    Text.\n      Indented.\n    """\n    def f(self):\n        """Method."""\n'
         '        def g():\n            """Inner."""\n'
         'try:\n    import x\nexcept ImportError:\n    async def h():\n        r"""Handler \\d."""\nelse:\n'
         '    def k():\n        ""\n        "not a docstring"\n'
     )
-    assert [*_strings(path)] == ["Module.", "Class.\n\n  Indented.", "Method.", "Handler \\d."]
+    assert [*_strings(path)] == ["Module.", "Class.\n\nText.\n  Indented.", "Method.", "Handler \\d."]
     path.write_text("def broken(:\n")
     assert [*_strings(path)] == []
 

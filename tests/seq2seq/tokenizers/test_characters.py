@@ -89,11 +89,13 @@ def test_the_kind_chooses_the_tokenizer() -> None:
     assert isinstance(training.train(["abc"], BYTE_OPTIONS), Tokenizer)
 
 
-@pytest.mark.parametrize("pieces", ["bytes", "characters"])
-def test_a_continuation_has_no_space_before_it(pieces: str) -> None:
+@pytest.mark.parametrize(("pieces", "vocabulary"), [("bytes", 260), ("characters", 271)])
+def test_a_continuation_has_no_space_before_it(pieces: str, vocabulary: int) -> None:
     """So pieces of a text that are encoded one after the other decode to the text, unlike texts of their own."""
     text = "one two\nthree  four"
-    bpe = Tokenizer.train([text], TokenizerOptions(**{**vars(BYTE_OPTIONS), "pieces": pieces, "vocabulary": 280}))
+    bpe = Tokenizer.train(
+        [text], TokenizerOptions(**{**vars(BYTE_OPTIONS), "pieces": pieces, "vocabulary": vocabulary})
+    )
     parts = ["one two\n", "three", "  four"]
     ids = [*bpe.encode(parts[0]), *(id for part in parts[1:] for id in bpe.encode_continuation(part))]
     assert bpe.decode(ids) == text
