@@ -99,6 +99,8 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
     task or a model that cannot be exported.
     """
     plan = make_plan(parts)
+    for note in plan.notes:
+        print(f"note      {note}")
     programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
     comparisons = [("tokenizer", comparison) for comparison in plan.comparisons]
     for form in formats:
@@ -143,6 +145,8 @@ def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tup
     The keys "checkpoint", "weights" and "files" are added by `export`.
     """
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
+    if plan.notes:
+        content["notes"] = list(plan.notes)
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {
         graph.name: {

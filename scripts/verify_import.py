@@ -2,8 +2,8 @@
 
 The weights in FILE are loaded twice, into our model and into the model of a program that reads the file's layout
 (torchvision, timm or transformers). Then the outputs of the two models for random inputs are compared. FILE can hold a
-ViT (see scripts/verify/classifier.py) or a translator (such as model=transformer_opus; see
-scripts/verify/translator.py). Further arguments are config keys as for evaluate.py, such as
+ViT (also a distilled one), a Swin Transformer, a TNT, a ResNet, an image GPT, a masked autoencoder or a translator;
+scripts/verify/ has a file for each. Further arguments are config keys as for evaluate.py, such as
 `model.blocks.activation=gelu_tanh`. The exit code is 0 if the outputs agree, 1 if they differ, or 2 if nothing can be
 compared.
 """
@@ -11,6 +11,7 @@ compared.
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
@@ -23,9 +24,13 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 from common.config.compose import configure
 from common.errors import UserError
 from common.train.assembly import stored_config
-from scripts.verify import classifier, translator
+from scripts.verify import classifier, image_gpt, images, masked_autoencoder, resnet, swin, tnt, translator
 
-VERIFIERS = {module.MODEL: module.verify for module in (classifier, translator)}
+KINDS = (classifier, swin, tnt, resnet, image_gpt, masked_autoencoder)
+VERIFIERS = {
+    **{module.MODEL: partial(images.verify, module.KIND) for module in KINDS},
+    translator.MODEL: translator.verify,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = config["model"]["_target_"]
         if target not in VERIFIERS:
             raise UserError(
-                f"model._target_={target}: only {' and '.join(VERIFIERS)} can be compared; give, for example, "
-                "model=vit_b16 or model=transformer_opus."
+                f"model._target_={target}: only {', '.join(VERIFIERS)} can be compared; give, for example, "
+                "model=vit_b16, model=swin_t or model=transformer_opus."
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:

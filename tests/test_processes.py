@@ -16,6 +16,7 @@ import pytest
 import torch
 from nursery import Child, free_port, run, start_ranks
 from PIL import Image
+from teaching import write_teacher
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -38,6 +39,23 @@ SMALL = {
         *("model=vit", "model.width=32", "model.layers=2", "model.heads=2", "data.batch_size=16"),
         *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
     ],
+    "distilled": [
+        *("model=vit", "model.width=32", "model.layers=2", "model.heads=2", "model.distillation_token=true"),
+        *("task.distillation.kind=soft", "task.distillation.temperature=2.0", "data.batch_size=16"),
+        *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
+    ],
+    "swin": [
+        *("model=swin", "model.width=16", "model.heads=[2,2]", "model.window=3", "data.batch_size=16"),
+        *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
+    ],
+    "igpt": [
+        *("model=igpt", "model.width=32", "model.layers=2", "model.heads=2", "model.feedforward=48", "model.dropout=0"),
+        *("task.loss.classification=0.5", "data.batch_size=16", "trainer.micro_batch=5"),
+    ],
+    "mae": [
+        *("model=mae", "model.width=32", "model.layers=2", "model.heads=2", "model.feedforward=48"),
+        *("data.batch_size=16", "trainer.micro_batch=5"),
+    ],
     "seq2seq": [
         *("model=seq2seq", "data=parallel_text", "model.width=32", "model.heads=2", "model.feedforward=48"),
         *("model.encoder_layers=1", "model.decoder_layers=2", "data.tokenizer.pieces=bytes"),
@@ -57,6 +75,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]
     (folder / "train.tsv").write_text("".join(rows), encoding="utf-8")
     shapes = f"data.root={folder / 'shapes'}"
     data = {"detr": shapes, "masks": shapes, "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
+    data["distilled"] = f"task.distillation.teacher={write_teacher(folder / 'teacher.pt')}"
     return lambda task: [*SMALL[task], *LENGTH, *([data[task]] if task in data else [])]
 
 
@@ -98,20 +117,26 @@ CUTS = [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")]
 
 @pytest.mark.parametrize(
     ("task", "world", "strategy"),
-    [*((task, *cut) for task in TASKS for cut in CUTS), ("masks", 3, "ddp"), ("masks", 2, "fsdp")],
+    [
+        *((task, *cut) for task in TASKS for cut in CUTS),
+        *(("masks", 3, "ddp"), ("masks", 2, "fsdp"), ("distilled", 2, "ddp"), ("distilled", 2, "fsdp")),
+        *(("swin", 2, "fsdp"), ("igpt", 2, "fsdp"), ("mae", 2, "fsdp")),
+    ],
 )
 def test_any_number_of_ranks_takes_the_same_steps_sharded_or_not(task, world, strategy, line, alone, tmp_path):
     """Batches do not divide evenly, and with three ranks some have fewer micro-batches, or none."""
     outputs = ends(start_ranks(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
     assert f"{world} processes" in outputs[0]
     assert losses(tmp_path) == pytest.approx(losses(alone(task)), rel=1e-5) and len(losses(tmp_path)) == 20
+    if task == "distilled":
+        assert losses(tmp_path, "teacher") == pytest.approx(losses(alone(task), "teacher"), rel=1e-5)
     norms = [losses(folder, "gradient_norm") for folder in (tmp_path, alone(task))]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     numbers, expected = (json.loads((folder / "run/results.json").read_text()) for folder in (tmp_path, alone(task)))
     assert numbers.keys() == expected.keys()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "distilled"])
 def test_ranks_resume_from_each_others_checkpoints_with_average_and_optimizer(task, line, tmp_path):
     """Two sharded ranks, then three unsharded ones, then one process; the result is that of one process, rounded."""
     ema = [*line(task), "trainer.ema_decay=0.9"]

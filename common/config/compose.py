@@ -6,7 +6,8 @@ Unlike in Hydra, paths need no quotes, and each error is reported in one sentenc
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +175,20 @@ class Command:
                 return [f"trainer.{key}={trainer[key]} replaces trainer.{replaced}={former}."]
         return []
 
-    def initialised(self) -> hydra.initialize_config_dir:
-        """Return a context manager that lets Hydra read configs from `self.folder`."""
+    @contextmanager
+    def initialised(self) -> Iterator[None]:
+        """Create a context in which Hydra reads configs from `self.folder`.
+
+        Hydra itself refuses such a context inside another one, which occurs if a run of a sweep loads a teacher.
+        """
         load_installed_plugins()
-        return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION):
+                yield
+        finally:
+            GlobalHydra.instance().hydra = outer
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse the overrides by Hydra's grammar; raises UserError for an override that does not follow it.

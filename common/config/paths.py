@@ -24,9 +24,9 @@ def is_path(key: str) -> bool:
 def quote_path(argument: str, sweep: bool = False) -> str:
     """Quote the value of key=value if it is a path, so that Hydra reads a name such as `x=1, photo (2).jpg` unchanged.
 
-    In a sweep, a comma separates paths: `a.pth,b.pth` is two paths. But a comma before a space is part of a path. The
-    whole value is one path if a file or folder of that name exists, if the value begins with [, or if the key is
-    sweep_dir.
+    In a sweep, a comma separates paths: `a.pth,b.pth` is two paths, and `null,a.pth` is null and a path. But a comma
+    before a space is part of a path. The whole value is one path if a file or folder of that name exists, if the value
+    begins with [, or if the key is sweep_dir.
 
     If the value of checkpoint= is a run's folder, it is replaced by the path of checkpoints/best.pt in this folder.
     Raises UserError if the value of checkpoint= is any other folder, or if a path is longer than Linux permits.
@@ -44,7 +44,7 @@ def quote_path(argument: str, sweep: bool = False) -> str:
     paths = [value] if is_one else re.split(r",(?! )", value)
     if name == "checkpoint":
         paths = [_file_of_checkpoint(path) for path in paths]
-    return f"{key}={','.join(quoted(_usable(path, name)) for path in paths)}"
+    return f"{key}={','.join('null' if path == 'null' else quoted(_usable(path, name)) for path in paths)}"
 
 
 def quoted(text: str) -> str:

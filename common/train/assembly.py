@@ -65,7 +65,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     inherited = resumed_state if source is None else _read(source.path, task).task_state
     if inherited is not None and hasattr(task, "inherit"):
         file = source.path if source else Path("task.json")  # in the run's folder
-        _check_task_state(task, inherited, file)
+        _check_task_state(task, inherited, file, lambda: stored_config(file) if source else config)
         _with_path(file, task.inherit, inherited)
     footprint.refuse_oversize(config, task, device, training=True)
     teacher_notes = _provide_teacher(task, config)
@@ -106,7 +106,7 @@ def restore(config: dict[str, Any]) -> Components:
         adopted = _adopt(task, content, path)
         state, tensors, notes = adopted.task_state, adopted.weights, [*notes, *adopted.notes]
         line = f"weights   {title}: imported" + _list_names(", without", adopted.left_out)
-    restore_task(task, state, path)
+    restore_task(task, state, path, content["config"] if checkpoint.is_ours(content) else None)
     footprint.refuse_oversize(config, task, device, training=False)
     model: nn.Module = build_model(config["model"], task)
     values.refuse_other_kinds(model, tensors, path)
@@ -264,24 +264,31 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
         ) from error
 
 
-def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
-    """Restore a task from the state in a checkpoint.
+def restore_task(task: Task, state: dict[str, Any], path: Path, config: dict[str, Any] | None = None) -> None:
+    """Restore a task from the state in a checkpoint; `config` is the checkpoint's config, None if unknown.
 
     Raises UserError, which names the file `path`, if the state does not suit the task.
     """
-    _check_task_state(task, state, path)
+    _check_task_state(task, state, path, lambda: config or {})
     _with_path(path, task.restore, state)
 
 
-def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
+def _check_task_state(task: Task, state: dict[str, Any], path: Path, config: Callable[[], dict[str, Any]]) -> None:
     """Raise UserError unless a task state has the types that the task declares (`OptionalTask.state_schema`).
 
-    If a class overrides `restore` but not `state_schema`, nothing is checked, because its state may have other types
-    than the inherited `state_schema` declares.
+    `config` returns the config that was stored with the state; the message says if it is that of another task. If a
+    class overrides `restore` but not `state_schema`, nothing is checked, because its state may have other types than
+    the inherited `state_schema` declares.
     """
     owner = next((base for base in type(task).__mro__ if {"state_schema", "restore"} & vars(base).keys()), type(task))
     declared = getattr(task, "state_schema", None) if "state_schema" in vars(owner) else None
     if declared is not None and (mistake := schema.mistake(state, declared, "task")):
+        theirs, ours = config().get("task", {}).get("_target_"), f"{type(task).__module__}.{type(task).__qualname__}"
+        if theirs not in (None, ours):
+            raise UserError(
+                f"{path} was trained for {theirs}, and its state does not suit {ours} ({mistake}); leave out model= to "
+                "use the checkpoint's own task, or give a checkpoint of the same task."
+            )
         raise UserError(f"{path} was altered, or not written by this program: {mistake}; give another file.")
 
 

@@ -22,6 +22,10 @@ from scripts.verify.comparison import absolute_difference
 # images are not supported, because torch.export treats a length of 1 as a constant.
 STRIDE = 32
 SEED = 0
+MASKS_NOTE = (
+    "the graph computes scores, labels and boxes, but not the masks that the model also predicts; for masks, use "
+    "predict.py or task.predict"
+)
 # The batches on which outputs are compared, as the (height, width) of each image. Each batch is padded to its largest
 # height and width.
 BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [(33, 33), (33, 33)])
@@ -73,7 +77,8 @@ def plan(model: nn.Module, task: Detection) -> Plan:
         function = functions["model"]
         return [row for shapes in BATCHES for row in _compare(model, task, function, _scaled(shapes, model))]
 
-    return Plan([graph], dimensions, metadata, {}, [], compare)
+    notes = (MASKS_NOTE,) if getattr(model, "mask_head", None) is not None else ()
+    return Plan([graph], dimensions, metadata, {}, [], compare, notes)
 
 
 def preprocessing(data: Any) -> dict[str, Any]:

@@ -42,3 +42,4 @@ class Plan(NamedTuple):
     files: dict[str, str]  # text files, such as tokenizers: name -> content
     comparisons: list[Comparison]  # comparisons of the tokenizers in `files` with ours
     compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # compares graphs (by name) with the model
+    notes: tuple[str, ...] = ()  # sentences on what the graphs lack, for the log and model.json

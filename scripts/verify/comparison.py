@@ -76,7 +76,7 @@ def option(options: dict[str, Any], key: str) -> Any:
 
 def override(key: str, value: Any) -> str:
     """Format a key and its value as an override on the command line, key=value."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def report(rows: Iterable[tuple[str, str]], *, agree: bool) -> str:

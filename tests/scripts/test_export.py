@@ -318,6 +318,17 @@ def perturbed(program: Any) -> Any:
     return program
 
 
+@pytest.mark.slow
+def test_a_detector_with_masks_says_that_its_graph_has_none(export_once, tmp_path, capsys):
+    file = save_checkpoint(tmp_path / "best.pt", "detr", "model.masks=true")
+    assert run(f"checkpoint={file}", "--format", "torch") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert len(lines) == 1 and "boxes, but not the masks that the model also predicts; for masks, use" in lines[0]
+    description = json.loads((tmp_path / "best.export/model.json").read_text())
+    assert [f"note      {note}" for note in description["notes"]] == lines
+    assert "notes" not in export_once("detr").description
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_different_output_is_reported_and_nothing_is_written(tmp_path, capsys, monkeypatch, form):
     file = save_checkpoint(tmp_path / "best.pt", "vit")

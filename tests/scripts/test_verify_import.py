@@ -16,7 +16,7 @@ from common.files import checkpoint
 from common.machine.seeds import generator
 from common.task import Adopted
 from scripts import verify_import
-from scripts.verify import classifier_peers
+from scripts.verify import images
 from vit.importing import adopt as importing
 
 timm = pytest.importorskip("timm")
@@ -294,7 +294,7 @@ def test_a_peer_that_is_not_installed_is_named_with_the_command_to_install_it(
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(classifier_peers, "import_module", absent)
+    monkeypatch.setattr(images, "import_module", absent)
     make, overrides, _ = AGREEING[case]
     assert run(write(tmp_path / "file", make()), *overrides) == 2
     package = "timm" if case == "big_vision" else case

@@ -84,6 +84,11 @@ def patch_images(pixels: Tensor, size: int, grid: tuple[int, int]) -> Tensor:
 def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of each patch's pixels: (B, N, P) -> (B, N, 1) each.
 
-    The variance is the unbiased one plus `EPS`, as in the authors' code.
+    The variance is the unbiased one plus `EPS`, as in the authors' code. Raises UserError for patches of one value.
     """
+    if pixels.shape[-1] == 1:
+        raise UserError(
+            "task.mask.normalise=true: the variance of a patch of one value is not defined; give a larger "
+            "model.patch_size, or task.mask.normalise=false."
+        )
     return pixels.mean(dim=-1, keepdim=True), (pixels.var(dim=-1, keepdim=True) + EPS).sqrt()

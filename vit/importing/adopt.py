@@ -37,8 +37,8 @@ from common.task import Adopted
 from common.weights import projections, unwrapping
 from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
-from vit.importing import google, positions, swin
-from vit.importing.classes import class_names, order_note
+from vit.importing import google, positions
+from vit.importing.classes import with_classes
 from vit.importing.layouts import LAYOUTS, LEFT_OUT, REQUIRED_IN_EACH_BLOCK
 
 GOOGLE = "google"
@@ -86,7 +86,7 @@ UNSUPPORTED_PATTERNS = (
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
     """Convert the content of another program's file to the weights and class names of our model.
 
-    A Swin Transformer is converted by swin.py, and the rest of this file is about ViTs.
+    Files of other networks are recognised by `vit.importing.formats.adopt`.
 
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
@@ -100,8 +100,6 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     Raises UserError for an unsupported file; the message names the format if it is recognised.
     """
     tensors, left_out = unwrap(content)
-    if swin_layout := swin.recognise(tensors):
-        return _adopted(swin.convert(floats(tensors), swin_layout), classes, left_out, [])
     layout = recognise(tensors)
     in_fp32 = floats(tensors)  # before positions are added to tokens, since fp16 and bf16 would round the sums
     parts = (
@@ -129,13 +127,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
-    return _adopted(weights, classes, left_out, notes)
-
-
-def _adopted(weights: dict[str, Tensor], classes: list[str] | None, left_out: list[str], notes: list[str]) -> Adopted:
-    """Name the classes of a head, if there is one."""
-    head = weights.get("head.weight")
-    return Adopted(weights, {"classes": class_names(head, classes)}, left_out, (*notes, *order_note(head, classes)))
+    return with_classes(weights, classes, left_out, notes)
 
 
 def recognise(tensors: dict[str, Any]) -> str:

@@ -1,6 +1,21 @@
 """Names for the outputs of another program's head, since its file does not hold the names of its classes."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+from common.task import Adopted
+
+
+def with_classes(
+    weights: dict[str, Tensor], classes: list[str] | None, left_out: list[str], notes: Sequence[str] = ()
+) -> Adopted:
+    """Return imported weights with the names of their classes, and a note on the order of the classes, if assumed.
+
+    `head.weight` in `weights`, if there is one, is the weight of the head.
+    """
+    head = weights.get("head.weight")
+    return Adopted(weights, {"classes": class_names(head, classes)}, left_out, (*notes, *order_note(head, classes)))
 
 
 def class_names(head: Tensor | None, classes: list[str] | None) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from common.task import Adopted
 from vit.importing import adopt as plain_vit
-from vit.importing import resnet, tnt
+from vit.importing import resnet, swin, tnt
 
 
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int]) -> Adopted:
@@ -17,4 +17,6 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
         return resnet.adopt(content, classes)
     if tnt.recognises(tensors):
         return tnt.adopt(content, classes, image_size)
+    if swin.recognise(tensors):
+        return swin.adopt(content, classes)
     return plain_vit.adopt(content, classes, image_size)

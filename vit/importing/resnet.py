@@ -14,8 +14,9 @@ import torch
 
 from common.errors import UserError
 from common.task import Adopted
-from common.weights import unwrapping
-from vit.importing.classes import class_names, order_note
+from common.weights.unwrapping import floats
+from vit.importing.adopt import unwrap
+from vit.importing.classes import with_classes
 
 SUPPORTED_FILES = "a ResNet of torchvision as published"
 CONVOLUTION = r"(conv1|layer\d+\.\d+\.(conv\d|downsample\.0))\.weight"
@@ -34,8 +35,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None) -> Adopted:
     Raises UserError if the file has a tensor that a ResNet of torchvision lacks, such as those of a deep stem or of
     squeeze-and-excitation.
     """
-    tensors, left_out = unwrapping.unwrap(content, ("model", "state_dict"), SUPPORTED_FILES)
-    tensors = unwrapping.floats(tensors)
+    tensors, left_out = unwrap(content)
+    tensors = floats(tensors)
     unknown = next((name for name in tensors if not NAMES.fullmatch(name)), None)
     if unknown:
         raise UserError(
@@ -45,5 +46,4 @@ def adopt(content: dict[str, Any], classes: list[str] | None) -> Adopted:
     weights = {re.sub(r"^fc\.", "head.", name): tensor for name, tensor in tensors.items()}
     for name in [name for name in weights if name.endswith("running_mean")]:
         weights.setdefault(f"{name.removesuffix('running_mean')}num_batches_tracked", torch.tensor(0))
-    head = weights.get("head.weight")
-    return Adopted(weights, {"classes": class_names(head, classes)}, left_out, tuple(order_note(head, classes)))
+    return with_classes(weights, classes, left_out)

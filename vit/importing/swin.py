@@ -7,11 +7,16 @@ Liu et al. 2021, arXiv 2103.14030. A file holds the relative position biases of 
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from common.errors import UserError
+from common.task import Adopted
 from common.weights.renaming import Row, Table, rename, with_prefixes
+from common.weights.unwrapping import floats
+from vit.importing.adopt import unwrap
+from vit.importing.classes import with_classes
 from vit.importing.layouts import REQUIRED_IN_EACH_BLOCK
 
 MAX_STAGES = 8
@@ -78,23 +83,28 @@ def recognise(names: Mapping[str, Tensor]) -> str | None:
     return "official" if official else "timm"
 
 
-def convert(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Convert a file's tensors to this project's names and shapes; `layout` is a key of `LAYOUTS`.
+def adopt(content: dict[str, Any], classes: list[str] | None) -> Adopted:
+    """Convert another program's file, which `recognise` recognises, to our names and shapes.
 
-    A table of biases becomes (2 h - 1, 2 w - 1, heads). Indices and masks are left out, since the model computes them.
-    Raises UserError if a tensor is missing, or if there is one that the model lacks.
+    The arguments are those of `vit.importing.adopt.adopt`. A table of biases becomes (2 h - 1, 2 w - 1, heads). Indices
+    and masks are left out, since the model computes them. Raises UserError if a tensor is missing, or if there is one
+    that the model lacks.
     """
-    learnt = {name: tensor for name, tensor in tensors.items() if not CONSTANTS.fullmatch(name)}
+    tensors, left_out = unwrap(content)
+    layout = recognise(tensors)
+    assert layout is not None, "not a Swin Transformer's file"
+    learnt = {name: tensor for name, tensor in floats(tensors).items() if not CONSTANTS.fullmatch(name)}
     parts = rename(learnt, LAYOUTS[layout].to_ours)
     if parts.unknown:
         name = parts.unknown[0]
         raise UserError(_refusal(f"it has {name} {tuple(learnt[name].shape)}, which a Swin Transformer lacks"))
     if missing := _missing(parts.tensors):
         raise UserError(_refusal(f"it has nothing for {missing}"))
-    return {
+    weights = {
         name: _with_two_axes(tensor, parts.sources[name]) if name.endswith("attention.table") else tensor
         for name, tensor in parts.tensors.items()
     }
+    return with_classes(weights, classes, left_out)
 
 
 def to_layout(ours: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:

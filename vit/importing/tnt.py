@@ -18,9 +18,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
-from common.weights import unwrapping
 from common.weights.renaming import Table, rename, with_prefixes
-from vit.importing.classes import class_names, order_note
+from common.weights.unwrapping import floats
+from vit.importing.adopt import unwrap
+from vit.importing.classes import with_classes
 
 SUPPORTED_FILES = "a TNT of its authors or of timm as published"
 NAMES = Table(  # (the authors' and timm's, ours)
@@ -87,8 +88,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
 
     Raises UserError if the file has a tensor that our TNT lacks, or lacks one that it has.
     """
-    tensors, extra = unwrapping.unwrap(content, ("model", "state_dict", "model_ema", "state_dict_ema"), SUPPORTED_FILES)
-    parts = rename(unwrapping.floats(tensors), NAMES.to_ours, LEFT_OUT)
+    tensors, left_out = unwrap(content)
+    parts = rename(floats(tensors), NAMES.to_ours, LEFT_OUT)
     if parts.unknown:
         raise UserError(_refusal(f"it has {parts.unknown[0]}"))
     if missing := next((name for name in REQUIRED if name not in parts.tensors), None):
@@ -99,9 +100,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     table = weights.pop("positions").flatten(0, -2)  # (1, 1 + N, C) -> (1 + N, C)
     grid, notes = _read_grid(len(table) - 1, image_size)
     weights |= {"positions.token": table[0], "positions.grid": table[1:].unflatten(0, grid)}  # (N, C) -> (h, w, C)
-    head = weights.get("head.weight")
-    notes = [*notes, NOTE, *order_note(head, classes)]
-    return Adopted(weights, {"classes": class_names(head, classes)}, extra + parts.left_out, tuple(notes))
+    return with_classes(weights, classes, left_out + parts.left_out, [*notes, NOTE])
 
 
 def _join_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -110,10 +110,15 @@ class MaskedAutoencoder(nn.Module):
         return [f"{rows * columns:,} patches an image: {rows} x {columns} of {size} x {size} pixels"]
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a checkpoint's tensors with the fixed positions of this model's grid, if the grids differ."""
+        """Return a checkpoint's tensors with the fixed positions of this model's grid, if the grids differ.
+
+        A checkpoint without a decoder gets the fixed positions of the decoder, too.
+        """
         own = {"positions.grid": self.positions.grid, "decoder_positions.grid": self.decoder_positions.grid}
-        replaced = {n: t.detach().cpu() for n, t in own.items() if n in tensors and _differs(tensors[n], t)}
-        return {**tensors, **replaced}
+        replaced = {n: t for n, t in own.items() if n in tensors and _differs(tensors[n], t)}
+        of_decoder = self.decoder_positions.state_dict(prefix="decoder_positions.")
+        replaced |= {name: tensor for name, tensor in of_decoder.items() if name not in tensors}
+        return {**tensors, **{name: tensor.detach().cpu() for name, tensor in replaced.items()}}
 
     def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
         """Return a sentence if `adapt` computes the positions for another grid; otherwise an empty list."""

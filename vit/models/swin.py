@@ -129,10 +129,16 @@ class Swin(nn.Module):
             mlp_ratio: hidden width of a feed-forward network, as a multiple of the width of its stage.
             blocks: see SwinBlockOptions.
 
-        Raises UserError when `heads` and `depths` differ in length, or a stage's width is not divisible by its heads.
+        Raises UserError when `heads` and `depths` differ in length, a stage's width is not divisible by its heads, or
+        `mlp_ratio` leaves no hidden channel.
         """
         super().__init__()
         _check_stages(width, depths, heads)
+        if int(width * mlp_ratio) < 1:
+            raise UserError(
+                f"model.mlp_ratio={mlp_ratio} of model.width={width} leaves no hidden channel in feed-forwards; give a "
+                "larger ratio, such as 4."
+            )
         self.patches = Patches(channels=channels, size=patch_size, width=width, form=embedding)
         self.patch_norm = nn.LayerNorm(width, eps=blocks.norm_eps)
         self.dropout = Dropout(blocks.dropout)

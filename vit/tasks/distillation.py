@@ -13,6 +13,7 @@ from common.data.names import composed, first_names
 from common.errors import UserError
 from common.task import Teacher
 from vit.data.protocol import ImageData
+from vit.tasks.prediction import ClassificationPrediction
 
 Logits = Tensor | tuple[Tensor, Tensor]  # (B, K), or those of the class head and of the distillation head in training
 
@@ -25,9 +26,9 @@ def check_teacher(teacher: Teacher, classes: Sequence[str], data: ImageData) -> 
     and a note says so. Raises UserError if the teacher does not suit the student.
     """
     its_task = teacher.task
-    theirs = getattr(its_task, "classes", None)
-    if theirs is None:
+    if not isinstance(its_task, ClassificationPrediction):  # an image GPT has classes, too
         raise UserError("the teacher is no image classifier; give a checkpoint of one.")
+    theirs = its_task.classes
     nameless = all(name == f"class {i}" for i, name in enumerate(theirs)) and len(theirs) == len(classes)
     if not nameless and [*map(composed, theirs)] != [*map(composed, classes)]:
         raise UserError(

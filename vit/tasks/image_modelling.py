@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.data import batching
 from common.data.image_objects import exif_of, to_image
 from common.data.images import read_image
+from common.data.names import composed
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
@@ -312,7 +313,8 @@ class ImageModelling:
         """
         classes = list(self.data.classes())
         nameless = [f"class {i}" for i in range(len(classes))]  # importing.adopt gives these names
-        if self.classifies and self.classes not in (classes, nameless):
+        same = [*map(composed, self.classes)] == [*map(composed, classes)]
+        if self.classifies and not same and self.classes != nameless:
             raise UserError(
                 f"The data have the classes {', '.join(classes[:3])}, ..., and this model has learnt "
                 f"{', '.join(self.classes[:3])}, ...; evaluate it on data of its own classes, or train on these data "

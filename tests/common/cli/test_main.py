@@ -523,6 +523,7 @@ def test_a_runs_folder_as_checkpoint_is_its_best_one(tmp_path, monkeypatch):
     assert paths.quote_path("checkpoint=a") == "checkpoint='a/checkpoints/best.pt'"
     assert paths.quote_path("checkpoint=b, c") == "checkpoint='b, c/checkpoints/best.pt'"
     assert paths.quote_path("checkpoint=a,x.pth", sweep=True) == "checkpoint='a/checkpoints/best.pt','x.pth'"
+    assert paths.quote_path("task.distillation.teacher=null,x y.pt", sweep=True).endswith("teacher=null,'x y.pt'")
     assert paths.quote_path("checkpoint=a/checkpoints/best.pt") == "checkpoint='a/checkpoints/best.pt'"
     assert paths.quote_path("data.root=a") == "data.root='a'"
     with pytest.raises(UserError, match=r"^checkpoint=empty: the folder holds no checkpoints/best\.pt; give a run's"):

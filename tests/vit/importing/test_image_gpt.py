@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from foreign_files import COLOURS, PIXELS, authors_gpt_arrays, transformers_gpt, write_palette
+from foreign_files import GPT_CLASSES as CLASSES
+from foreign_files import GPT_HEADS as HEADS
+from foreign_files import GPT_LAYERS as LAYERS
+from foreign_files import GPT_SIZE as SIZE
+from foreign_files import GPT_WIDTH as WIDTH
+from torch import Tensor
 
 from common.errors import UserError
 from common.files import checkpoint
@@ -17,8 +23,6 @@ from common.machine.seeds import generator
 from vit.importing.image_gpt import adopt, read_palette
 from vit.models.image_gpt import ImageGpt, Outputs
 
-COLOURS, CLASSES, SIZE, WIDTH, HEADS, LAYERS = 11, 5, (3, 4), 24, 3, 2
-PIXELS = math.prod(SIZE)
 EXACT = {"rtol": 0, "atol": 1e-5}  # fp32 with values of about one
 
 
@@ -40,30 +44,7 @@ def images() -> Tensor:
     return torch.randint(COLOURS, (2, PIXELS), generator=generator("pixels"))
 
 
-def write_palette(folder: Path, count: int = COLOURS) -> np.ndarray:
-    centres = np.random.default_rng(0).uniform(-1, 1, (count, 3)).astype(np.float32)
-    np.save(folder / "kmeans_centers.npy", centres)
-    return centres
-
-
 # The authors' arrays, and a plain computation with them in NumPy.
-
-
-def authors_arrays() -> dict[str, np.ndarray]:
-    rng, head = np.random.default_rng(1), WIDTH // HEADS
-    shapes: dict[str, tuple[int, ...]] = {
-        "model/wpe": (PIXELS, WIDTH),
-        "model/wte": (COLOURS, WIDTH),
-        "model/wtet": (COLOURS, WIDTH),
-        "model/sos": (WIDTH,),
-        "model/ln_f/g": (WIDTH,),
-        "model/clf/wclf": (CLASSES, WIDTH),
-    }
-    for i in range(LAYERS):
-        shapes |= {f"model/h{i}/attn/{part}_proj": (HEADS, head, WIDTH) for part in "qkvc"}
-        shapes |= {f"model/h{i}/ln_{n}/g": (WIDTH,) for n in (1, 2)}
-        shapes |= {f"model/h{i}/mlp/c_fc/w": (WIDTH, 4 * WIDTH), f"model/h{i}/mlp/c_proj/w": (4 * WIDTH, WIDTH)}
-    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def normed(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
@@ -97,7 +78,7 @@ def plain_outputs(arrays: dict[str, np.ndarray], masked: np.ndarray | None) -> t
 @pytest.mark.parametrize("objective", ["autoregressive", "masked"])
 def test_the_authors_arrays_give_the_logits_of_their_formulas(objective: str, tmp_path: Path) -> None:
     masked = torch.rand(2, PIXELS, generator=generator("m")) < 0.3 if objective == "masked" else None
-    arrays, centres = authors_arrays(), write_palette(tmp_path)
+    arrays, centres = authors_gpt_arrays(), write_palette(tmp_path)
     np.savez(tmp_path / "igpt.npz", **arrays, global_step=np.array(1.0))
     (colours, classes), adopted = outputs(tmp_path, "igpt.npz", masked)
     expected, expected_classes = plain_outputs(arrays, None if masked is None else masked.numpy())
@@ -111,7 +92,7 @@ def test_the_authors_arrays_give_the_logits_of_their_formulas(objective: str, tm
 
 def test_a_masked_models_file_without_a_start_token_is_read_with_a_note(tmp_path: Path) -> None:
     write_palette(tmp_path)
-    arrays = authors_arrays()
+    arrays = authors_gpt_arrays()
     del arrays["model/sos"], arrays["model/clf/wclf"]
     np.savez(tmp_path / "bert.npz", **arrays)
     masked = torch.rand(2, PIXELS, generator=generator("m")) < 0.3
@@ -124,24 +105,10 @@ def test_a_masked_models_file_without_a_start_token_is_read_with_a_note(tmp_path
 # Files of transformers.
 
 
-def peer(kind: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    shape = {"vocab_size": COLOURS + 1, "n_positions": PIXELS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-    config = transformers.ImageGPTConfig(**shape, num_labels=CLASSES, use_cache=False)
-    model: nn.Module = getattr(transformers, f"ImageGPT{kind}")(config).eval()
-    rng = generator("peer", kind)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.zero_() if name.endswith("bias") else parameter.normal_(std=0.3, generator=rng)
-            if "ln_" in name:
-                parameter.uniform_(0.5, 1.5, generator=rng)
-    return model
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("older", [False, True], ids=["as saved now", "with the masks of older files"])
 def test_transformers_files_give_the_logits_of_transformers(older: bool, tmp_path: Path) -> None:
-    theirs = peer("ForCausalImageModeling")
+    theirs = transformers_gpt("ForCausalImageModeling")
     tensors = dict(theirs.state_dict())
     if older:
         tensors |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 2, 2) for i in range(LAYERS)}
@@ -160,7 +127,7 @@ def test_transformers_files_give_the_logits_of_transformers(older: bool, tmp_pat
 
 @torch.no_grad()
 def test_transformers_classifiers_give_its_class_logits(tmp_path: Path) -> None:
-    theirs = peer("ForImageClassification")
+    theirs = transformers_gpt("ForImageClassification")
     write_palette(tmp_path)
     adopted = adopt(dict(theirs.state_dict()), None, tmp_path)
     model = build_model(CLASSES)
@@ -175,7 +142,7 @@ def test_transformers_classifiers_give_its_class_logits(tmp_path: Path) -> None:
 
 def test_biases_that_are_not_zero_are_refused(tmp_path: Path) -> None:
     write_palette(tmp_path)
-    tensors = dict(peer("ForCausalImageModeling").state_dict())
+    tensors = dict(transformers_gpt("ForCausalImageModeling").state_dict())
     tensors["transformer.h.1.mlp.c_fc.bias"] = torch.ones(4 * WIDTH)
     with pytest.raises(UserError, match=r"has biases \(decoder\.blocks\.1\.feed_forward\.expand\.bias"):
         adopt(tensors, None, tmp_path)
@@ -185,7 +152,7 @@ def test_biases_that_are_not_zero_are_refused(tmp_path: Path) -> None:
 def test_a_file_without_its_palette_is_refused(count: int | None, tmp_path: Path) -> None:
     if count:
         write_palette(tmp_path, count)
-    content = {name: torch.from_numpy(array) for name, array in authors_arrays().items()}
+    content = {name: torch.from_numpy(array) for name, array in authors_gpt_arrays().items()}
     with pytest.raises(UserError, match="has 11 colours" if count else "put kmeans_centers.npy"):
         adopt(content, None, tmp_path)
 

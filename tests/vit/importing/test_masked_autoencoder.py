@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from foreign_files import HUB_MAE, MAE_DECODER, as_authors_mae, replaced
+from foreign_files import MAE_HEADS as HEADS
+from foreign_files import MAE_LAYERS as LAYERS
+from foreign_files import MAE_PATCH as PATCH
+from foreign_files import MAE_SIDE as SIDE
+from foreign_files import MAE_WIDTH as WIDTH
+from foreign_files import transformers_mae as peer
+from torch import Tensor
 
 from common.config.compose import configure
 from common.errors import UserError
@@ -13,67 +20,11 @@ from common.machine.seeds import generator
 from common.train import assembly
 from vit.importing.adopt import adopt as adopt_classifier
 from vit.importing.masked_autoencoder import adopt
-from vit.models.masked_autoencoder import DecoderOptions, MaskedAutoencoder
+from vit.models.masked_autoencoder import DecoderOptions, MaskedAutoencoder, sine_table
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-WIDTH, HEADS, LAYERS, PATCH, SIDE = 24, 3, 2, 4, 16
-DECODER = DecoderOptions(width=16, heads=2, layers=2, feedforward=64)
-HUB = {
-    "vit.layers.": "vit.encoder.layer.",
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-AUTHORS = {
-    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "vit.embeddings.cls_token": "cls_token",
-    "vit.embeddings.position_embeddings": "pos_embed",
-    "vit.layernorm.": "norm.",
-    "vit.layers.": "blocks.",
-    "decoder.mask_token": "mask_token",
-    "decoder.decoder_pos_embed": "decoder_pos_embed",
-    "decoder.decoder_layers.": "decoder_blocks.",
-    "decoder.decoder_": "decoder_",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.o_proj": "attn.proj",
-}
-
-
-def peer() -> Any:
-    """transformers' model with all parameters redrawn."""
-    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "image_size": SIDE}
-    shape |= {"intermediate_size": 4 * WIDTH, "patch_size": PATCH, "layer_norm_eps": 1e-6, "mask_ratio": 0.75}
-    shape |= {"decoder_hidden_size": DECODER.width, "decoder_num_attention_heads": DECODER.heads}
-    shape |= {"decoder_num_hidden_layers": DECODER.layers, "decoder_intermediate_size": DECODER.feedforward}
-    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**shape))
-    random = generator("file")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.2, generator=random)
-    return model.eval()
-
-
-def replaced(state: dict[str, Tensor], words: dict[str, str]) -> dict[str, Tensor]:
-    for old, new in words.items():
-        state = {name.replace(old, new): tensor for name, tensor in state.items()}
-    return state
-
-
-def by_the_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the layout of facebookresearch/mae: q, k and v are one matrix."""
-    file = {}
-    for name, tensor in replaced(state, AUTHORS).items():
-        if "q_proj" in name:
-            others = [replaced(state, AUTHORS)[name.replace("q_proj", f"{part}_proj")] for part in "kv"]
-            file[name.replace("attention.q_proj", "attn.qkv")] = torch.cat([tensor, *others])
-        elif "k_proj" not in name and "v_proj" not in name:
-            file[name] = tensor
-    return file
+DECODER = DecoderOptions(**MAE_DECODER)
 
 
 def model(**keys: Any) -> MaskedAutoencoder:
@@ -84,8 +35,8 @@ def model(**keys: Any) -> MaskedAutoencoder:
 
 LAYOUTS = {
     "version 5": lambda state: state,
-    "hub": lambda state: replaced(state, HUB),
-    "authors": lambda state: {"model": by_the_authors(state), "epoch": 3},
+    "hub": lambda state: replaced(state, HUB_MAE),
+    "authors": lambda state: {"model": as_authors_mae(state), "epoch": 3},
 }
 
 
@@ -104,7 +55,7 @@ def test_a_file_gives_the_predictions_of_transformers(layout: str) -> None:
 
 
 def test_the_authors_names_are_those_of_their_files() -> None:
-    names = {*by_the_authors(peer().state_dict())}
+    names = {*as_authors_mae(peer().state_dict())}
     for name in (
         "blocks.1.attn.qkv.weight",
         "decoder_blocks.0.norm1.bias",
@@ -116,7 +67,7 @@ def test_the_authors_names_are_those_of_their_files() -> None:
 
 
 def test_a_pre_trained_encoder_alone_is_imported_without_a_decoder() -> None:
-    file = {n: t for n, t in by_the_authors(peer().state_dict()).items() if not n.startswith(("decoder", "mask"))}
+    file = {n: t for n, t in as_authors_mae(peer().state_dict()).items() if not n.startswith(("decoder", "mask"))}
     gaps = model().load_state_dict(adopt({"model": file}).weights, strict=False)
     assert gaps.unexpected_keys == [] and "mask_token" in gaps.missing_keys
     assert all(name.startswith(("decoder", "mask_token", "pixels")) for name in gaps.missing_keys)
@@ -134,7 +85,7 @@ def test_the_encoder_of_a_file_starts_a_classifier(layout: str) -> None:
 
 
 def test_a_file_is_evaluated_by_name_of_the_model(tmp_path: Path) -> None:
-    torch.save({"model": by_the_authors(peer().state_dict())}, tmp_path / "mae.pth")
+    torch.save({"model": as_authors_mae(peer().state_dict())}, tmp_path / "mae.pth")
     sizes = [f"model.{key}={value}" for key, value in vars(DECODER).items()]
     keys = [key.replace("model.", "model.decoder.") for key in sizes]
     keys += [f"model.width={WIDTH}", f"model.heads={HEADS}", f"model.layers={LAYERS}", f"model.feedforward={4 * WIDTH}"]
@@ -143,6 +94,12 @@ def test_a_file_is_evaluated_by_name_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(loaded.mask_token, peer().decoder.mask_token.flatten())
     parts = assembly.assemble(configure("train", ["model=mae_b16", *keys, f"checkpoint={tmp_path / 'mae.pth'}"]))
     assert "re-initialised" not in parts.weights_line
+    encoder = {n: t for n, t in as_authors_mae(peer().state_dict()).items() if not n.startswith(("decoder", "mask"))}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+    parts = assembly.assemble(configure("train", ["model=mae_b16", *keys, f"checkpoint={tmp_path / 'encoder.pth'}"]))
+    assert "re-initialised: mask_token, decoder_embedding.weight" in parts.weights_line
+    assert torch.equal(parts.model.decoder_positions.grid, sine_table(4, 4, DECODER.width)), "fixed, not random"
+    assert not parts.model.decoder_positions.token.any()
 
 
 @pytest.mark.parametrize(

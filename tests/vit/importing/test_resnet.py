@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from foreign_files import CLASSES
+from foreign_files import randomised_resnet as randomised
 from torch import Tensor, nn
 
 from common.config.check import build
@@ -16,20 +18,7 @@ from common.train import assembly
 from vit.importing.formats import adopt
 from vit.importing.resnet import recognises
 
-CLASSES, SIZE = 7, (64, 64)
-
-
-def randomised(model: nn.Module) -> Any:
-    random = generator("resnet file")
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5, generator=random)
-            elif tensor.ndim == 1:
-                tensor.normal_(std=0.3, generator=random)
-            elif tensor.ndim > 1:
-                tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=random)
-    return model.eval()
+SIZE = (64, 64)
 
 
 def loaded(state: dict[str, Any], folder: Path, model: str) -> Any:

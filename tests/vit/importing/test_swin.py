@@ -6,68 +6,42 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
-from torchvision.models.swin_transformer import SwinTransformer
+from foreign_files import (
+    CLASSES,
+    SWIN_STAGES,
+    SWIN_WIDTH,
+    SWIN_WINDOW,
+    as_official_swin,
+    timms_swin,
+    torchvisions_swin,
+)
+from foreign_files import SWIN_SIDE as SIDE
+from torch import Tensor
 
 from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
+from common.task import Adopted
 from common.train import assembly
-from vit.importing.adopt import adopt
+from vit.importing import formats
 from vit.importing.swin import recognise
 from vit.models.swin import Swin, SwinBlockOptions
 
-timm_swin = pytest.importorskip("timm.models.swin_transformer")
+pytest.importorskip("timm")
 
-CLASSES, SIDE, WINDOW = 7, 32, 4
-STAGES = {"depths": [2, 2, 3], "heads": [2, 3, 4]}
 EXACT = {"rtol": 0, "atol": 1e-5}  # fp32 sums of some hundred values of about one, in another order
-
-
-def randomised(model: nn.Module) -> Any:
-    """The model with all tensors sampled, so that none keeps initial zeros or ones."""
-    random = generator("redrawn")
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            scale = 1.5 * tensor[0].numel() ** -0.5 if tensor.ndim > 1 and "table" not in name else 0.5
-            tensor.normal_(std=scale, generator=random)
-    return model.eval()
-
-
-def timm_model(classes: int = CLASSES) -> Any:
-    shape = {"img_size": SIDE, "patch_size": 2, "embed_dim": 24, "window_size": WINDOW, "num_classes": classes}
-    return randomised(
-        timm_swin.SwinTransformer(**shape, depths=STAGES["depths"], num_heads=STAGES["heads"], drop_path_rate=0.0)
-    )
-
-
-def torchvision_model() -> Any:
-    window = [WINDOW, WINDOW]
-    model = SwinTransformer(
-        [2, 2], 24, STAGES["depths"], STAGES["heads"], window, stochastic_depth_prob=0.0, num_classes=CLASSES
-    )
-    return randomised(model)
-
-
-def as_official(timm: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file of timm with the names and the additional buffers of the official code."""
-    file = {}
-    for name, tensor in timm.items():
-        parts = name.split(".")
-        if "downsample" in parts:
-            parts[1] = str(int(parts[1]) - 1)
-        file[".".join(parts).replace("head.fc.", "head.")] = tensor
-    for name in [name for name in file if name.endswith("bias_table")]:
-        file[name.replace("bias_table", "index")] = torch.zeros(WINDOW**2, WINDOW**2, dtype=torch.int64)
-    file["layers.0.blocks.1.attn_mask"] = torch.zeros(16, WINDOW**2, WINDOW**2)
-    return file
 
 
 def build_model(**changed: Any) -> Swin:
     blocks = SwinBlockOptions(dropout=0.0, attention_dropout=0.0, drop_path=0.0, norm_eps=1e-5)
     data = {"classes": CLASSES, "channels": 3, "image_size": (SIDE, SIDE)}
-    shape = {"patch_size": 2, "embedding": "multiply", "width": 24, "window": WINDOW, "mlp_ratio": 4.0, **STAGES}
+    shape = {"patch_size": 2, "embedding": "multiply", "width": SWIN_WIDTH, "window": SWIN_WINDOW}
+    shape |= {"mlp_ratio": 4.0, **SWIN_STAGES}
     return Swin(**{**data, **shape, **changed}, blocks=blocks).eval()  # type: ignore[arg-type]
+
+
+def adopt(content: dict[str, Any], classes: list[str] | None) -> Adopted:
+    return formats.adopt(content, classes, (SIDE, SIDE))
 
 
 def images(side: int = SIDE) -> Tensor:
@@ -75,9 +49,9 @@ def images(side: int = SIDE) -> Tensor:
 
 
 FILES = {
-    "official": lambda: {"model": as_official(timm_model().state_dict())},
-    "timm": lambda: timm_model().state_dict(),
-    "torchvision": lambda: torchvision_model().state_dict(),
+    "official": lambda: {"model": as_official_swin(timms_swin().state_dict())},
+    "timm": lambda: timms_swin().state_dict(),
+    "torchvision": lambda: torchvisions_swin().state_dict(),
 }
 
 
@@ -94,7 +68,7 @@ def test_a_file_gives_the_logits_of_the_program_that_wrote_it(layout: str, tmp_p
     assert adopted.left_out == [] and adopted.task_state == {"classes": [f"class {i}" for i in range(CLASSES)]}
     model = build_model()
     model.load_state_dict(adopted.weights)
-    expected = (torchvision_model() if layout == "torchvision" else timm_model())(images())
+    expected = (torchvisions_swin() if layout == "torchvision" else timms_swin())(images())
     assert expected.std() > 0.3
     torch.testing.assert_close(model(images()), expected, **EXACT)
 
@@ -125,7 +99,7 @@ class SevenClasses:
 
 @torch.no_grad()
 def test_a_head_of_other_classes_is_re_initialised_and_tables_are_resampled(tmp_path: Path) -> None:
-    torch.save({"model": as_official(timm_model(classes=1000).state_dict())}, tmp_path / "swin.pth")
+    torch.save({"model": as_official_swin(timms_swin(classes=1000).state_dict())}, tmp_path / "swin.pth")
     model = build_model(window=8)
     message = assembly.load_initial_weights(model, SevenClasses(), tmp_path / "swin.pth")  # type: ignore[arg-type]
     first, *notes = message.splitlines()
@@ -136,7 +110,7 @@ def test_a_head_of_other_classes_is_re_initialised_and_tables_are_resampled(tmp_
 
 
 def test_a_file_without_a_head_is_imported_without_one() -> None:
-    adopted = adopt(timm_model(classes=0).state_dict(), ["a", "b"])
+    adopted = adopt(timms_swin(classes=0).state_dict(), ["a", "b"])
     assert adopted.task_state == {"classes": ["a", "b"]} and not [n for n in adopted.weights if n.startswith("head")]
 
 
@@ -151,7 +125,7 @@ def test_a_file_without_a_head_is_imported_without_one() -> None:
     ],
 )
 def test_a_file_with_a_missing_tensor_is_refused_with_its_name(name: str, missing: str) -> None:
-    file = timm_model().state_dict()
+    file = timms_swin().state_dict()
     file.pop(name)
     with pytest.raises(UserError, match=rf"that is not supported \(it has nothing for {missing}\); give a Swin"):
         adopt(file, None)
@@ -169,5 +143,5 @@ def test_a_file_with_a_missing_tensor_is_refused_with_its_name(name: str, missin
 )
 def test_another_kind_of_swin_is_refused_in_one_sentence(changes: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        adopt({**timm_model().state_dict(), **changes}, None)
+        adopt({**timms_swin().state_dict(), **changes}, None)
     assert str(caught.value).count(". ") == 0 and str(caught.value).endswith(".")

@@ -5,6 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_files import CLASSES, as_authors_tnt
+from foreign_files import TNT_LAYERS as LAYERS
+from foreign_files import TNT_PATCH as PATCH
+from foreign_files import TNT_SIDE as SIDE
+from foreign_files import TNT_WIDTH as WIDTH
+from foreign_files import timms_tnt as peer
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -14,52 +20,11 @@ from vit.importing.formats import adopt
 
 timm_tnt = pytest.importorskip("timm.models.tnt")
 
-CLASSES, WIDTH, LAYERS, PATCH, SIDE = 7, 32, 2, 8, 32
 SHAPE = [
     *("model=tnt", "data=imagefolder", f"model.patch_size={PATCH}", "model.word_stride=4", f"model.width={WIDTH}"),
     *("model.heads=2", f"model.layers={LAYERS}", f"model.feedforward={4 * WIDTH}", "trainer.device=cpu"),
     *("model.inner.width=12", "model.inner.heads=4", "model.inner.feedforward=48"),
 ]
-AUTHORS_NAMES = {  # timm's -> the authors'
-    "patch_pos": "outer_pos",
-    "pixel_pos": "inner_pos",
-    "pixel_embed": "patch_embed",
-    "norm1_proj": "proj_norm1",
-    "norm2_proj": "proj_norm2",
-    "norm_mlp_in": "inner_norm2",
-    "norm_in": "inner_norm1",
-    "attn_in": "inner_attn",
-    "mlp_in": "inner_mlp",
-    "norm_out": "outer_norm1",
-    "attn_out": "outer_attn",
-    "norm_mlp": "outer_norm2",
-    ".mlp.": ".outer_mlp.",
-}
-
-
-def peer(**keys: Any) -> Any:
-    """timm's model with random parameters that give activations of about one."""
-    shape = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "inner_dim": 12, "depth": LAYERS}
-    shape |= {"num_heads_inner": 4, "num_heads_outer": 2, "num_classes": CLASSES}
-    model = timm_tnt.TNT(**{**shape, **keys})
-    random = generator("tnt file")
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and name.endswith("weight"):
-            nn.init.uniform_(parameter, 0.5, 1.5, generator=random)
-        else:
-            inputs = parameter[0].numel() if parameter.ndim > 1 and not name.endswith(("pos", "token")) else 4
-            nn.init.normal_(parameter, std=inputs**-0.5, generator=random)
-    return model.eval()
-
-
-def as_the_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors as in a file of the authors, with a tensor that their network never uses."""
-    file = {"outer_tokens": torch.zeros(1, 16, WIDTH)}
-    for name, tensor in state.items():
-        for timms, authors in AUTHORS_NAMES.items():
-            name = name.replace(timms, authors)
-        file[name] = tensor.flatten(2).mT if name == "inner_pos" else tensor
-    return file
 
 
 def loaded(content: dict[str, Any], folder: Path, *keys: str) -> Any:
@@ -74,7 +39,7 @@ def images(height: int = SIDE, width: int = SIDE) -> Tensor:
 @pytest.mark.parametrize("kind", ["timm", "authors", "authors under a wrapper"])
 def test_files_give_the_logits_of_timm(kind: str, tmp_path: Path) -> None:
     theirs = peer()
-    state = theirs.state_dict() if kind == "timm" else as_the_authors(theirs.state_dict())
+    state = theirs.state_dict() if kind == "timm" else as_authors_tnt(theirs.state_dict())
     assert ("blocks.1.outer_mlp.fc1.weight" in state) == (kind != "timm")
     if kind != "timm":
         read = peer()
@@ -119,7 +84,7 @@ def test_every_number_of_a_file_is_used_exactly_once() -> None:
 
 
 def test_a_grid_that_is_not_square_is_read_from_the_image_size_and_unused_entries_are_listed() -> None:
-    file = as_the_authors(peer(img_size=(16, 24)).state_dict())
+    file = as_authors_tnt(peer(img_size=(16, 24)).state_dict())
     adopted = adopt({"state_dict": file, "epoch": 3}, ["a"] * CLASSES, (16, 24))
     assert adopted.weights["positions.grid"].shape == (2, 3, WIDTH) and adopted.left_out == ["outer_tokens"]
     assert any("data.mean=[0.5,0.5,0.5]" in note for note in adopted.notes) and "order of the data" in adopted.notes[-1]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import assert_same_gradients, gradients, images, randomised
 from scipy import stats
 from torch import Tensor, nn
 from torchvision.models import vision_transformer as torchvision_vit
@@ -56,31 +57,6 @@ def classifier(**keys: Any) -> Classifier:
     return Classifier(**{**SMALL, **keys}).double()
 
 
-def randomised(module: nn.Module, seed: int = 0) -> Any:
-    """The module with all parameters sampled: initial zeros or ones would hide a swapped or missing parameter."""
-    random = generator("classifier", seed)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=random)
-    return module.eval()
-
-
-def images(
-    height: int = 16, width: int = 16, *, count: int = 2, channels: int = 3, dtype: Any = torch.float64
-) -> Tensor:
-    return torch.randn(count, channels, height, width, dtype=dtype, generator=generator("images", height, width))
-
-
-def gradients(logits: Tensor, pixels: Tensor, module: nn.Module) -> tuple[Tensor, Tensors]:
-    """Gradients of the logits in a random direction by the pixels, and by each parameter under its name."""
-    direction = torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction"))
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    results = torch.autograd.grad(logits, [pixels, *parameters], direction, allow_unused=True)
-    # Unused parameters of timm and transformers (a position, for example) have no gradient.
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(results[1:], parameters, strict=True)]
-    assert results[0] is not None
-    return results[0], dict(zip(names, filled, strict=True))
-
-
 def assert_same(
     ours: Classifier,
     theirs: nn.Module,
@@ -101,13 +77,7 @@ def assert_same(
     pixel_gradient, ours_by_name = gradients(logits, pixels, ours)
     their_pixels, theirs_by_name = gradients(expected, pixels, theirs)
     torch.testing.assert_close(pixel_gradient, their_pixels, **tolerance)
-    expected_by_name = renamed(theirs_by_name)
-    assert expected_by_name.keys() == ours_by_name.keys()
-    for name, gradient in ours_by_name.items():
-        torch.testing.assert_close(
-            gradient, expected_by_name[name].view_as(gradient), **tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
-        assert gradient.any() or name.endswith("k_norm.bias"), f"{name} does not affect the logits"
+    assert_same_gradients(ours_by_name, renamed(theirs_by_name), **tolerance)
 
 
 # Parity. Names are mapped here, without the project's importer.

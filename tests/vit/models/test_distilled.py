@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from parity import assert_same_gradients, gradients, images, randomised
 from torch import Tensor, nn
 
 from common.config import check as config
 from common.config import compose
 from common.errors import UserError
-from common.machine.seeds import generator
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
 
 timm_deit = pytest.importorskip("timm.models.deit")
@@ -50,10 +50,7 @@ def timms(**keys: Any) -> Any:
     """timm's model in float64 with all parameters redrawn."""
     shape = {"img_size": (16, 24), "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
     model = timm_deit.VisionTransformerDistilled(**shape, mlp_ratio=HIDDEN / WIDTH, num_classes=CLASSES, **keys)
-    random = generator("distilled")
-    for parameter in model.double().parameters():
-        nn.init.normal_(parameter, std=0.5, generator=random)
-    return model
+    return randomised(model.double())
 
 
 def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -72,19 +69,6 @@ def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def images(count: int = 2) -> Tensor:
-    return torch.randn(count, 3, 16, 24, dtype=torch.float64, generator=generator("images"))
-
-
-def gradients(outputs: tuple[Tensor, ...], pixels: Tensor, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradients of the outputs in random directions, by the pixels and by each parameter."""
-    random = generator("direction")
-    directions = [torch.randn(output.shape, dtype=output.dtype, generator=random) for output in outputs]
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    results = torch.autograd.grad(outputs, [pixels, *parameters], directions)
-    return results[0], dict(zip(names, results[1:], strict=True))
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("on_token", [True, False], ids=["positions on tokens", "no positions on tokens"])
 def test_logits_and_gradients_are_timms(training: bool, on_token: bool) -> None:
@@ -94,7 +78,7 @@ def test_logits_and_gradients_are_timms(training: bool, on_token: bool) -> None:
         theirs.pos_embed = nn.Parameter(theirs.pos_embed.detach()[:, 2:])
     theirs.set_distilled_training(True)
     ours.load_state_dict(renamed(dict(theirs.named_parameters())))
-    pixels = images().requires_grad_()
+    pixels = images(16, 24).requires_grad_()
     outputs, expected = ours.train(training)(pixels), theirs.train(training)(pixels)
     if not training:
         outputs, expected = (outputs,), (expected,)
@@ -105,18 +89,14 @@ def test_logits_and_gradients_are_timms(training: bool, on_token: bool) -> None:
     of_pixels, by_name = gradients(outputs, pixels, ours)
     their_pixels, theirs_by_name = gradients(expected, pixels, theirs)
     torch.testing.assert_close(of_pixels, their_pixels, **EXACT)
-    expected_by_name = renamed(theirs_by_name)
-    assert expected_by_name.keys() == by_name.keys()
-    for name, gradient in by_name.items():
-        torch.testing.assert_close(gradient, expected_by_name[name].view_as(gradient), **EXACT)
-        assert gradient.any(), f"{name} does not affect the logits"
+    assert_same_gradients(by_name, renamed(theirs_by_name), **EXACT)
 
 
 @torch.no_grad()
 def test_evaluation_gives_the_mean_of_the_logits_of_training() -> None:
     model = classifier()
     model.load_state_dict(renamed(dict(timms().named_parameters())))
-    both, mean = model.train()(images()), model.eval()(images())
+    both, mean = model.train()(images(16, 24)), model.eval()(images(16, 24))
     torch.testing.assert_close(mean, (both[0] + both[1]) / 2, **EXACT)
     assert (both[0] - both[1]).abs().max() > 0.1
 
@@ -138,7 +118,7 @@ def test_a_distillation_token_needs_a_class_token(pooling: str) -> None:
 def test_tokens_are_class_distillation_registers_and_patches() -> None:
     model = classifier(registers=2)
     assert (model.before_patches, model.tokens) == (4, 4 + 24)
-    tokens = model.embed(images())
+    tokens = model.embed(images(16, 24))
     assert tokens.shape == (2, 28, WIDTH)
     expected = [model.class_token + model.positions.token, model.distillation_token + model.distillation_position]
     torch.testing.assert_close(tokens[1, :4], torch.stack([*expected, *model.registers]), **EXACT)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import parity
 import pytest
 import torch
-from torch import Tensor, nn
+from parity import images
+from torch import Tensor
 
 from common.config import check as config
 from common.config import compose
@@ -54,11 +56,7 @@ def transformers_model(**changed: Any) -> Any:
 
 def randomised(model: Any) -> Any:
     """The model in float64 with all parameters redrawn, the fixed positions, too."""
-    random = generator("masked autoencoder")
-    with torch.no_grad():
-        for parameter in model.double().parameters():
-            nn.init.normal_(parameter, std=0.3, generator=random)
-    return model
+    return parity.randomised(model.double(), std=0.3)
 
 
 def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,10 +82,6 @@ def _by_words(name: str) -> str:
     return name
 
 
-def images(count: int = 3, side: int = SIDE) -> Tensor:
-    return torch.randn(count, 3, side, side, dtype=torch.float64, generator=generator("images", side))
-
-
 def noise(count: int = 3, patches: int = PATCHES) -> Tensor:
     return torch.rand(count, patches, dtype=torch.float64, generator=generator("noise"))
 
@@ -105,7 +99,7 @@ def test_predictions_loss_and_gradients_are_those_of_transformers(
     theirs = randomised(transformers_model(norm_pix_loss=normalise, mask_ratio=share))
     ours, options = autoencoder(embedding=embedding), MaskOptions(share=share, normalise=normalise)
     ours.load_state_dict(renamed(dict(theirs.named_parameters())))
-    pixels, random = images().requires_grad_(), noise()
+    pixels, random = images(count=3).requires_grad_(), noise()
     expected = theirs(pixels, noise=random)
     kept = visible(options, random)
     predicted = ours(pixels, kept)
@@ -131,7 +125,7 @@ def test_in_fp32_the_loss_is_that_of_transformers() -> None:
     theirs = randomised(transformers_model()).float()
     ours, options = autoencoder().float(), MaskOptions(share=0.75, normalise=False)
     ours.load_state_dict(renamed(dict(theirs.named_parameters())))
-    pixels, kept = images().float(), visible(options, noise())
+    pixels, kept = images(count=3).float(), visible(options, noise())
     expected = theirs(pixels, noise=noise())
     # fp32 rounds to 1e-7; values are about one.
     torch.testing.assert_close(ours(pixels, kept), expected.logits, rtol=0, atol=1e-5)
@@ -185,13 +179,13 @@ def test_the_order_of_the_visible_patches_changes_nothing() -> None:
     model, kept = randomised(autoencoder()), visible(MaskOptions(share=0.6, normalise=False), noise())
     shuffled = kept[:, torch.randperm(kept.shape[1], generator=generator("order"))]
     assert not torch.equal(shuffled, kept)
-    torch.testing.assert_close(model(images(), shuffled), model(images(), kept), **EXACT)
+    torch.testing.assert_close(model(images(count=3), shuffled), model(images(count=3), kept), **EXACT)
 
 
 def test_masked_pixels_change_nothing_and_visible_ones_do() -> None:
     model = randomised(autoencoder())
     kept = torch.tensor([[5, 6, 9]])
-    pixels = images(1)
+    pixels = images(count=1)
     other = pixels + 1.0
     for patch in kept[0].tolist():
         row, column = divmod(patch, SIDE // PATCH)
@@ -203,9 +197,9 @@ def test_masked_pixels_change_nothing_and_visible_ones_do() -> None:
 
 def test_an_image_does_not_depend_on_the_rest_of_the_batch() -> None:
     model, kept = randomised(autoencoder()), visible(MaskOptions(share=0.75, normalise=False), noise())
-    whole = model(images(), kept)
+    whole = model(images(count=3), kept)
     for i in range(3):
-        torch.testing.assert_close(model(images()[i : i + 1], kept[i : i + 1])[0], whole[i], **EXACT)
+        torch.testing.assert_close(model(images(count=3)[i : i + 1], kept[i : i + 1])[0], whole[i], **EXACT)
 
 
 def test_weights_of_another_grid_are_loaded_with_positions_of_this_grid() -> None:

@@ -2,12 +2,15 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import assert_same_gradients, by_fan_in, gradients, images
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -36,32 +39,12 @@ SMALL: dict[str, Any] = {
 }
 
 
+randomised = partial(parity.randomised, std=by_fan_in)
+
+
 def swin(**keys: Any) -> Swin:
     """A small Swin Transformer in float64."""
     return Swin(**{**SMALL, **keys}).double()
-
-
-def randomised(module: nn.Module, seed: int = 0) -> Any:
-    """The module with all parameters sampled: initial zeros or ones would hide a swapped or missing parameter."""
-    random = generator("swin", seed)
-    for name, parameter in module.named_parameters():
-        scale = 1.0 if "table" in name else 0.5 if parameter.ndim < 2 else 1.5 * parameter[0].numel() ** -0.5
-        nn.init.normal_(parameter, std=scale, generator=random)
-    return module.eval()
-
-
-def images(
-    height: int = 32, width: int = 32, *, count: int = 2, channels: int = 3, dtype: Any = torch.float64
-) -> Tensor:
-    return torch.randn(count, channels, height, width, dtype=dtype, generator=generator("images", height, width))
-
-
-def gradients(logits: Tensor, pixels: Tensor, module: nn.Module) -> tuple[Tensor, Tensors]:
-    """Gradients of the logits in a random direction by the pixels, and by each parameter under its name."""
-    direction = torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction"))
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    of_pixels, *of_parameters = torch.autograd.grad(logits, [pixels, *parameters], direction)
-    return of_pixels, dict(zip(names, of_parameters, strict=True))
 
 
 def assert_same(ours: Swin, theirs: nn.Module, layout: str, pixels: Tensor) -> None:
@@ -76,11 +59,7 @@ def assert_same(ours: Swin, theirs: nn.Module, layout: str, pixels: Tensor) -> N
     pixel_gradient, by_name = gradients(logits, pixels, ours)
     their_pixels, theirs_by_name = gradients(expected, pixels, theirs)
     torch.testing.assert_close(pixel_gradient, their_pixels, **EXACT)
-    converted = to_layout(by_name, layout)
-    assert converted.keys() == theirs_by_name.keys()
-    for name, gradient in theirs_by_name.items():
-        torch.testing.assert_close(converted[name], gradient, **EXACT, msg=lambda m, n=name: f"{n}: {m}")
-        assert gradient.any(), f"{name} does not affect the logits"
+    assert_same_gradients(to_layout(by_name, layout), theirs_by_name, **EXACT)
 
 
 @pytest.mark.parametrize("embedding", ["convolution", "multiply"])
@@ -187,10 +166,10 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
 def test_a_window_that_covers_the_map_is_not_shifted_and_others_are() -> None:
     covered, divided = randomised(swin(window=16, depths=[2], heads=[2])), randomised(swin(depths=[2], heads=[2]))
     for model, moves in ((covered, False), (divided, True)):
-        layouts = model.plans(model.grid, images())[0].layouts
+        layouts = model.plans(model.grid, images(32, 32))[0].layouts
         assert (layouts[1] is not layouts[0]) == moves
         with record_attention(model) as maps:
-            model(images())
+            model(images(32, 32))
         zeros = [(attention == 0).any().item() for (attention,) in maps.values()]
         assert zeros == [False, moves], "only shifted windows are masked"
 
@@ -198,7 +177,7 @@ def test_a_window_that_covers_the_map_is_not_shifted_and_others_are() -> None:
 def test_tokens_of_the_first_block_see_only_their_window_and_shifted_ones_reach_the_next() -> None:
     """The gradient of one token's output by all tokens: 16 after one block, and its neighbours' windows after two."""
     model = randomised(swin(depths=[2], heads=[2]))
-    (stage,), plan = model._stages(), model.plans((16, 16), images())[0]
+    (stage,), plan = model._stages(), model.plans((16, 16), images(32, 32))[0]
     x = torch.randn(1, 256, 12, dtype=torch.float64, generator=generator("tokens")).requires_grad_()
     y = windows.move(x, plan.entry)
     for number, (block, reach) in enumerate(zip(stage.blocks, (16, 64), strict=True)):
@@ -423,6 +402,7 @@ def test_a_run_can_start_from_weights_of_another_window(tmp_path: Path) -> None:
     [
         ({"heads": [2]}, r"^model\.depths=\[2, 3\] and model\.heads=\[2\] must name the same number of stages"),
         ({"depths": [], "heads": []}, "at least one"),
+        ({"mlp_ratio": 0.05}, r"^model\.mlp_ratio=0\.05 of model\.width=12 leaves no hidden channel .* such as 4\.$"),
         ({"heads": [2, 5]}, r"the width of stage 1 is 24 \(model\.width=12\), which must be divisible by .*, 5\.$"),
     ],
 )

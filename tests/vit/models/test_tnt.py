@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity import assert_same_gradients, gradients, images, randomised
 from torch import Tensor, nn
 
 from common.config import check as config
@@ -20,6 +21,7 @@ from vit.models.tnt import InnerOptions, Tnt
 Tensors = dict[str, Tensor]
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64, a few blocks with values of about ten
 WIDTH, HEADS, LAYERS, HIDDEN, CLASSES, PATCH = 24, 3, 3, 96, 5, 8
+SIZE = (16, 24)
 INNER = InnerOptions(width=12, heads=4, feedforward=48)
 BLOCKS = VitBlockOptions(
     dropout=0.0,
@@ -41,19 +43,6 @@ COUNTS = {"tnt_s": 23_768_584, "tnt_b": 65_428_680}  # of timm 1.0.31
 def tnt(**keys: Any) -> Tnt:
     """A small TNT in float64."""
     return Tnt(**{**SMALL, **keys}).double()
-
-
-def randomised(module: nn.Module, seed: int = 0) -> Any:
-    """The module with all parameters sampled: initial zeros or ones would hide a swapped or missing parameter."""
-    random = generator("tnt", seed)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=random)
-    return module.eval()
-
-
-def images(height: int = 16, width: int = 24, count: int = 2, channels: int = 3) -> Tensor:
-    random = generator("images", height, width)
-    return torch.randn(count, channels, height, width, dtype=torch.float64, generator=random)
 
 
 def timm_tnt(**keys: Any) -> Any:
@@ -130,18 +119,13 @@ def test_logits_and_gradients_are_timms(variant: str) -> None:
     ours.load_state_dict(from_timm(dict(theirs.named_parameters()), grid))
     results = []
     for model in (ours.eval(), theirs):
-        pixels = images(channels=keys.get("channels", 3)).requires_grad_()
+        pixels = images(*SIZE, channels=keys.get("channels", 3)).requires_grad_()
         logits = model(pixels)
-        logits.backward(torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction")))
-        results.append((logits.detach(), pixels.grad, {name: p.grad for name, p in model.named_parameters()}))
-    (logits, of_pixels, gradients), (expected, of_their_pixels, their_gradients) = results
+        results.append((logits, *gradients(logits, pixels, model)))
+    (logits, of_pixels, by_name), (expected, of_their_pixels, theirs_by_name) = results
     torch.testing.assert_close(logits, expected, **EXACT)
     torch.testing.assert_close(of_pixels, of_their_pixels, **EXACT)
-    expected_gradients = from_timm(their_gradients, grid)
-    assert expected_gradients.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], **EXACT, msg=lambda m, n=name: f"{n}: {m}")
-        assert gradient.any(), f"{name} does not affect the logits"
+    assert_same_gradients(by_name, from_timm(theirs_by_name, grid), **EXACT)
 
 
 @pytest.mark.slow
@@ -179,7 +163,7 @@ def test_every_preset_is_checked() -> None:
 
 def test_words_see_nothing_outside_their_patch() -> None:
     """The words of patch 2 of 6, after all inner blocks, as a function of the other patches' pixels."""
-    model, pixels = randomised(tnt()), images()
+    model, pixels = randomised(tnt()), images(*SIZE)
     changed = torch.randn_like(pixels)
     changed[:, :, :8, 16:] = pixels[:, :, :8, 16:]  # the last patch of the first row
 
@@ -198,25 +182,25 @@ def test_words_see_nothing_outside_their_patch() -> None:
 def test_each_word_sees_all_words_of_its_patch_and_the_class_token_none_directly() -> None:
     model = randomised(tnt())
     with record_attention(model) as maps:
-        model(images())
+        model(images(*SIZE))
     assert {*maps} == {f"{stack}.blocks.{i}.attention" for stack in ("inner", "encoder") for i in range(LAYERS)}
     assert maps["inner.blocks.1.attention"][0].shape == (2 * 6, 4, 4, 4)
     assert maps["encoder.blocks.1.attention"][0].shape == (2, HEADS, 7, 7)
     assert (maps["inner.blocks.1.attention"][0] > 0).all()
-    words, _ = model.embed(images())
+    words, _ = model.embed(images(*SIZE))
     update = model.updates[0](model.inner.blocks[0](words), 2)
     assert update.shape == (2, 6, WIDTH)
-    features = model.features(images())
+    features = model.features(images(*SIZE))
     for block in model.encoder.blocks:  # without the update of a layer, only the patches' tokens change
         block.attention.out_proj.weight.data.zero_()
-    token = model.features(images())
+    token = model.features(images(*SIZE))
     model.updates[0].norm.bias.data.add_(1.0)
-    torch.testing.assert_close(model.features(images()), token, **EXACT)
+    torch.testing.assert_close(model.features(images(*SIZE)), token, **EXACT)
     assert not torch.allclose(features, token)
 
 
 def test_without_positions_the_order_of_patches_is_the_order_of_outputs() -> None:
-    model, pixels = randomised(tnt(pooling="mean")), images()
+    model, pixels = randomised(tnt(pooling="mean")), images(*SIZE)
     rows = [row.split(PATCH, 3) for row in pixels.split(PATCH, 2)]
     moved = torch.cat([torch.cat([rows[1][2], rows[0][0], rows[1][0]], 3),
                        torch.cat([rows[0][2], rows[1][1], rows[0][1]], 3)], 2)  # fmt: skip
@@ -227,7 +211,7 @@ def test_without_positions_the_order_of_patches_is_the_order_of_outputs() -> Non
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
 def test_a_batch_is_its_images_one_by_one(pooling: str) -> None:
-    model, pixels = randomised(tnt(pooling=pooling)), images(count=3)
+    model, pixels = randomised(tnt(pooling=pooling)), images(*SIZE, count=3)
     alone = torch.cat([model(pixels[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(model(pixels), alone, **EXACT)
 
@@ -319,7 +303,7 @@ def test_all_options_together_train_in_bf16(pooling: str) -> None:
     options = replace(BLOCKS, layer_scale=0.3, qk_norm=True, dropout=0.1, attention_dropout=0.1, drop_path=0.2)
     model = Tnt(**{**SMALL, "pooling": pooling, "blocks": options}).train()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(images(count=16).float())
+        logits = model(images(*SIZE, count=16).float())
     assert logits.dtype == torch.float32
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

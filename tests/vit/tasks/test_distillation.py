@@ -1,7 +1,6 @@
 """A classifier that learns from a teacher: its loss, its step, its checkpoints, and teachers that do not suit."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from resuming import cut_back
+from teaching import SMALL, write_teacher
 from torch import Tensor, nn
 
 from common.config.check import build, build_model, construct
@@ -25,23 +26,9 @@ from vit.tasks.distillation import check_teacher
 
 Door = Callable[..., str]
 CPU = torch.device("cpu")
-SMALL = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24", "trainer.device=cpu"]
-SMALL += ["trainer.precision=fp32", "data.batch_size=8"]
 MIXED = ["data.augmentation.mixup=0.8", "data.augmentation.cutmix=1.0", "data.augmentation.repeats=2"]
 RUN = [*SMALL, "trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "schedule.warmup=1"]
 WITH_TOKEN = "model.distillation_token=true"
-
-
-def write_teacher(file: Path, *keys: str, seed: int = 0) -> Path:
-    """Write a checkpoint of a classifier with sampled weights, and a head whose logits differ clearly."""
-    config = configure("train", [*SMALL, "model.width=24", *keys])
-    task = build(config["task"], data=build(config["data"]))
-    torch.manual_seed(seed)
-    model = build_model(config["model"], task)
-    nn.init.normal_(model.head.weight)
-    content = {"step": 3, "model": model.state_dict(), "average": None, "task": task.state(), "config": config}
-    checkpoint.save(file, content)
-    return file
 
 
 @pytest.fixture
@@ -199,6 +186,12 @@ def test_a_missing_file_another_programs_file_and_no_classifier_are_refused(tmp_
         assembled(tmp_path / "foreign.pth")
     with pytest.raises(UserError, match=r"the teacher is no image classifier; give a checkpoint of one\.$"):
         check_teacher(Teacher(nn.Identity(), object(), "file", ""), ["a"], assembled(None).data)
+    config = configure("train", ["model=igpt", "data=digits", "model.width=8", "model.layers=1", "model.heads=1"])
+    pixels = build(config["task"], data=build(config["data"]))  # it has the classes, the size and the mean of the data
+    content = {"model": build_model(config["model"], pixels).state_dict(), "task": pixels.state(), "config": config}
+    checkpoint.save(tmp_path / "igpt.pt", {"step": 3, "average": None, **content})
+    with pytest.raises(UserError, match=rf"{prefix}the teacher is no image classifier; give a checkpoint of one\.$"):
+        assembled(tmp_path / "igpt.pt")
 
 
 # Steps, checkpoints and resuming.
@@ -227,16 +220,6 @@ def test_a_step_does_not_depend_on_how_it_is_cut(teacher: Path, kind: str, token
 
 def losses(folder: Path) -> bytes:
     return (folder / "metrics.jsonl").read_bytes()
-
-
-def cut_back(whole: Path, cut: Path, step: int) -> Path:
-    """Copy a run as it was after `step`, the step of one of its checkpoints."""
-    shutil.copytree(whole, cut)
-    (cut / "results.json").unlink()
-    for file in (cut / "checkpoints").iterdir():
-        if file.name != f"step_{step:08}.pt" and file.suffix == ".pt":
-            file.unlink()
-    return cut
 
 
 @pytest.mark.slow

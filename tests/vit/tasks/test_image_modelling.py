@@ -238,6 +238,14 @@ def test_a_classifier_is_not_evaluated_on_other_classes() -> None:
         task.metric("val")
 
 
+def test_class_names_are_compared_in_unicodes_composed_form() -> None:
+    task, _ = build_task("task.loss.classification=1")
+    names = ["gr\u00fcn", *task.classes[1:]]  # as one character, and below, as macOS writes it, as two
+    task.restore({**task.state(), "classes": names})
+    task.data.names = ["gru\u0308n", *names[1:]]
+    assert task.metric("val").classes[0] == "gru\u0308n"
+
+
 # Samples.
 
 

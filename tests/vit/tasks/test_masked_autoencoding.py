@@ -152,6 +152,15 @@ def test_an_answer_does_not_depend_on_its_batch_and_is_the_same_in_every_evaluat
     assert not torch.equal(answer["masked"], alone["masked"])
 
 
+def test_patches_of_one_value_cannot_be_normalised() -> None:
+    task, model = built("task.mask.normalise=true", "model.patch_size=1")
+    [batch] = batches(task, [3])
+    with pytest.raises(
+        UserError, match=r"^task\.mask\.normalise=true: the variance of a patch of one value .*=false\.$"
+    ):
+        task.loss(model, batch, task.normalisers(batch))
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 def test_a_reconstruction_has_the_images_visible_pixels_and_a_perfect_one_all(normalise: bool) -> None:
     task, model = built(f"task.mask.normalise={normalise}", "model.patch_size=4", "data.image_size=12")
