@@ -15,6 +15,7 @@ from parity import by_fan_in, randomised
 from torch import Tensor, nn
 
 from common.machine.seeds import generator
+from common.task import Adopted
 
 Tensors = dict[str, Tensor]
 CLASSES = 7
@@ -25,6 +26,18 @@ def replaced(state: Tensors, words: dict[str, str]) -> Tensors:
     for old, new in words.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
     return state
+
+
+def swap_in_import(monkeypatch: pytest.MonkeyPatch, importer: Any, first: str, second: str) -> None:
+    """Make the function `adopt` of the module `importer` swap two of the tensors that it returns."""
+    original = importer.adopt
+
+    def swapping(*arguments: Any) -> Adopted:
+        adopted: Adopted = original(*arguments)
+        swapped = {first: adopted.weights[second], second: adopted.weights[first]}
+        return adopted._replace(weights={**adopted.weights, **swapped})
+
+    monkeypatch.setattr(importer, "adopt", swapping)
 
 
 # Swin Transformers.
@@ -106,8 +119,11 @@ def as_authors_tnt(timm: Tensors) -> Tensors:
 
 
 def randomised_resnet(model: nn.Module) -> Any:
-    """The model with all tensors sampled, so that activations stay of about one."""
-    random = generator("resnet file")
+    """The model with all tensors sampled, so that activations stay of about one.
+
+    The ones and zeros of untrained norms would hide a mistake.
+    """
+    random = generator("resnet")
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -168,7 +184,7 @@ def transformers_gpt(kind: str) -> nn.Module:
 
 MAE_WIDTH, MAE_HEADS, MAE_LAYERS, MAE_PATCH, MAE_SIDE = 24, 3, 2, 4, 16
 MAE_DECODER = {"width": 16, "heads": 2, "layers": 2, "feedforward": 64}
-HUB_MAE = {  # version 5 of transformers -> the names in published files
+HUB_VIT = {  # version 5 of transformers -> the names in published files
     "vit.layers.": "vit.encoder.layer.",
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",

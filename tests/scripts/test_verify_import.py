@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from foreign_files import swap_in_import
 from torch import Tensor, nn
 
 from common.files import checkpoint
@@ -213,14 +214,7 @@ def test_two_tensors_swapped_by_the_import_are_noticed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = importing.adopt
-
-    def patched(*arguments: Any) -> Adopted:
-        adopted = original(*arguments)
-        swapped = {first: adopted.weights[second], second: adopted.weights[first]}
-        return adopted._replace(weights={**adopted.weights, **swapped})
-
-    monkeypatch.setattr(importing, "adopt", patched)
+    swap_in_import(monkeypatch, importing, first, second)
     make, overrides, _ = AGREEING[case]
     assert run(write(tmp_path / "file", make()), *overrides) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "OUTPUTS DIFFER: the limit is 0.0001"

@@ -11,13 +11,14 @@ import pytest
 import torch
 import torchvision
 from foreign_files import (
-    HUB_MAE,
+    HUB_VIT,
     as_authors_mae,
     as_authors_tnt,
     as_official_swin,
     authors_gpt_arrays,
     randomised_resnet,
     replaced,
+    swap_in_import,
     timms_swin,
     timms_tnt,
     torchvisions_swin,
@@ -104,7 +105,7 @@ AGREEING: dict[str, tuple[Callable[[], Any], list[str], list[str]]] = {
     "image GPT, authors": (authors_gpt_arrays, GPT, ["features", "colours", "classes"]),
     "image GPT, authors, masked": (without_start, GPT, ["features", "colours"]),
     "MAE, transformers": (mae, [*MAE, EPS], ["features", "pixels"]),
-    "MAE, published by transformers": (lambda: replaced(mae(), HUB_MAE), [*MAE, EPS], ["features", "pixels"]),
+    "MAE, published by transformers": (lambda: replaced(mae(), HUB_VIT), [*MAE, EPS], ["features", "pixels"]),
     "MAE, authors": (lambda: {"model": as_authors_mae(mae())}, [*MAE, EPS], ["features", "pixels"]),
     "MAE, authors, encoder": (
         lambda: {"model": without(as_authors_mae(mae()), "decoder", "mask")},
@@ -162,15 +163,7 @@ SWAPPED: dict[str, tuple[Any, str, str]] = {
 def test_two_tensors_swapped_by_the_import_are_noticed(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    importer, first, second = SWAPPED[case]
-    original = importer.adopt
-
-    def patched(*arguments: Any) -> Adopted:
-        adopted = original(*arguments)
-        swapped = {first: adopted.weights[second], second: adopted.weights[first]}
-        return adopted._replace(weights={**adopted.weights, **swapped})
-
-    monkeypatch.setattr(importer, "adopt", patched)
+    swap_in_import(monkeypatch, *SWAPPED[case])
     make, keys, _ = AGREEING[case]
     assert verify_import.main([f"checkpoint={write(tmp_path, make())}", *keys]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "OUTPUTS DIFFER: the limit is 0.0001"

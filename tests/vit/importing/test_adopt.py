@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from foreign_files import HUB_VIT, replaced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -223,7 +224,7 @@ def test_distilled_deits_give_the_logits_of_timm(wrapped: bool, side: int) -> No
 def test_distilled_deits_give_the_logits_of_transformers(published: bool) -> None:
     peer = hugging_face("DeiT", "ForImageClassificationWithTeacher")
     state = {name.replace("deit.", "vit."): tensor for name, tensor in peer.state_dict().items()}
-    file = {name.replace("vit.", "deit."): t for name, t in (as_on_the_hub(state) if published else state).items()}
+    file = {name.replace("vit.", "deit."): t for name, t in (replaced(state, HUB_VIT) if published else state).items()}
     assert published == ("deit.encoder.layer.0.attention.attention.query.weight" in file)
     adopted = adopt(file, None)
     assert adopted.left_out == []
@@ -272,25 +273,10 @@ def test_dinov2s_own_files_give_the_logits_of_timm(registers: int, chunked: bool
     assert_same(model, peer, TIMM_PAIRS)
 
 
-def as_on_the_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names of transformers' published files, by the mapping of the hub."""
-    for new, old in {
-        "vit.layers.": "vit.encoder.layer.",
-        "attention.q_proj": "attention.attention.query",
-        "attention.k_proj": "attention.attention.key",
-        "attention.v_proj": "attention.attention.value",
-        "attention.o_proj": "attention.output.dense",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    }.items():
-        state = {name.replace(new, old): tensor for name, tensor in state.items()}
-    return state
-
-
 @pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
 def test_transformers_files_give_the_logits_of_transformers(published: bool, tmp_path: Path) -> None:
     peer = hugging_face()
-    file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
+    file = replaced(peer.state_dict(), HUB_VIT) if published else peer.state_dict()
     assert published == ("vit.encoder.layer.0.attention.attention.query.weight" in file)
     safetensors.torch.save_file(file, tmp_path / "model.safetensors", metadata={"format": "pt"})
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
@@ -317,7 +303,7 @@ def test_the_eps_of_transformers_default_config_can_be_set() -> None:
 def test_the_pooler_of_a_base_model_of_transformers_becomes_the_representation(published: bool) -> None:
     peer = hugging_face(name="Model")
     file = {f"vit.{name}": tensor for name, tensor in peer.state_dict().items()}
-    file = {name.removeprefix("vit."): t for name, t in (as_on_the_hub(file) if published else file).items()}
+    file = {name.removeprefix("vit."): t for name, t in (replaced(file, HUB_VIT) if published else file).items()}
     adopted = adopt(file, ["a", "b", "c"])
     assert adopted.task_state == {"classes": ["a", "b", "c"]} and adopted.left_out == []
     model = build_model(representation=WIDTH)
@@ -342,7 +328,7 @@ def test_a_pooler_beside_a_classifier_is_left_out() -> None:
 def test_dinov2_in_transformers_is_imported_without_its_head(kind: str, published: bool) -> None:
     """Its head takes the concatenated class token and mean of the patches, which no head here does."""
     peer = hugging_face(kind)
-    file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
+    file = replaced(peer.state_dict(), HUB_VIT) if published else peer.state_dict()
     adopted = adopt(file, None)
     assert sorted(adopted.left_out) == sorted(
         ["classifier.weight", "classifier.bias", *(name for name in file if name.endswith("mask_token"))]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_files import HUB_MAE, MAE_DECODER, as_authors_mae, replaced
+from foreign_files import HUB_VIT, MAE_DECODER, as_authors_mae, replaced
 from foreign_files import MAE_HEADS as HEADS
 from foreign_files import MAE_LAYERS as LAYERS
 from foreign_files import MAE_PATCH as PATCH
@@ -35,7 +35,7 @@ def model(**keys: Any) -> MaskedAutoencoder:
 
 LAYOUTS = {
     "version 5": lambda state: state,
-    "hub": lambda state: replaced(state, HUB_MAE),
+    "hub": lambda state: replaced(state, HUB_VIT),
     "authors": lambda state: {"model": as_authors_mae(state), "epoch": 3},
 }
 

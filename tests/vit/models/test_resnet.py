@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from foreign_files import randomised_resnet as randomised
+from torch import Tensor
 
 from common.config import check as config
 from common.config import compose
@@ -34,20 +35,6 @@ def preset(name: str, *keys: str, classes: int = CLASSES, size: int = 48) -> Res
 def small(**keys: Any) -> ResNet:
     torch.manual_seed(0)
     return ResNet(**{**SMALL, **keys})
-
-
-def randomised(model: nn.Module) -> Any:
-    """The model with all tensors sampled: ones and zeros of the norms would hide a mistake."""
-    random = generator("resnet")
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5, generator=random)
-            elif tensor.ndim == 1:
-                tensor.normal_(std=0.3, generator=random)
-            elif tensor.ndim > 1:
-                tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=random)
-    return model
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
