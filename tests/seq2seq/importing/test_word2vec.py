@@ -1,4 +1,4 @@
-"""Files of word vectors: what is written is read again, gensim reads ours and we read gensim's, damage is a sentence."""
+"""Files of word vectors: a round trip is exact, gensim reads ours and we read gensim's, damage is one sentence."""
 
 import bz2
 import gzip
@@ -54,7 +54,7 @@ def test_gensim_reads_our_files_and_we_read_gensims(tmp_path: Path, name: str, b
 
 
 def test_rows_as_the_c_program_writes_them_are_read(tmp_path: Path) -> None:
-    """It ends a text row with a space and a binary row with a line feed; a float may contain the byte of a line feed."""
+    """It ends a text row with a space and a binary row with a line feed; floats may contain these bytes, too."""
     (tmp_path / "text").write_bytes(b"2 3\n</s> 0.5 -1 2e-3 \nof 1 2 3 \n")
     words, vectors = read_vectors(tmp_path / "text")
     assert words == ["</s>", "of"]
