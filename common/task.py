@@ -264,6 +264,12 @@ class OptionalTask(Protocol):
         Raises UserError if the teacher does not suit the task, for instance because it has other classes.
         """
 
+    def set_rate(self, rate: float) -> None:
+        """Receive the learning rate of the next step, `optimizer.lr` times the schedule's factor; for training only.
+
+        For a loss whose gradient is the result of several small steps, as in word2vec.
+        """
+
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
 

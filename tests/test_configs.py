@@ -25,7 +25,10 @@ ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in
 STATES: dict[str, dict[str, Any]] = {  # each wing's task state, as in a checkpoint, so that no data are read
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
     "vit": {"classes": ["cat", "dog", "emu"], "palette": [[-1.0], [0.0], [1.0]], "lossless": True},
-    "seq2seq": {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]},
+    "seq2seq": {
+        "tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()],
+        **{"words": [f"word{i}" for i in range(600)], "counts": [*range(600, 0, -1)]},
+    },
 }
 DATA = compose.choices_of("data")
 

@@ -51,7 +51,7 @@ def test_every_key_that_a_message_names_is_a_key_of_a_config():
     ]
     choices += [("seq2seq", "cldr"), ("seq2seq", "parallel_text"), ("retinanet_r50_fpn", "coco"), ("sam_b", "coco")]
     choices += [("igpt", "digits_plain"), ("igpt", "fashion_mnist")]
-    choices += [("swin", "digits")]
+    choices += [("swin", "digits"), ("word2vec", "word_pairs")]
     configs = [configure("train", [f"model={model}", f"data={data}"]) for model, data in choices]
     known = set().union(*map(keys, configs))
     prediction = [config["task"]["predict"] for config in configs]  # predict.py accepts these names without a prefix

@@ -5,7 +5,7 @@ import pytest
 from common.config.check import build
 from common.config.compose import configure
 from detr.data.protocol import LaneData
-from seq2seq.data.protocol import TextData
+from seq2seq.data.protocol import TextData, WordData
 from seq2seq.tokenizers.bpe import Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
 from seq2seq.tokenizers.protocol import TextTokenizer
@@ -13,6 +13,7 @@ from vit.data.protocol import ImageData, NormalisedImages
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
+    ("word2vec", WordData): ("word_pairs",),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
     ("vit", NormalisedImages): ("digits_plain", "fashion_mnist", "cifar10", "imagefolder_32"),

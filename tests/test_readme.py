@@ -86,7 +86,7 @@ def test_links_and_configs_that_a_page_names_exist(name):
 
 def test_keys_that_a_page_names_exist():
     choices = [("detr_r50", "shapes"), ("detr", "coco"), ("vit", "digits"), ("vit", "imagefolder"), ("seq2seq", "cldr")]
-    choices += [("igpt", "fashion_mnist")]
+    choices += [("igpt", "fashion_mnist"), ("word2vec", "word_pairs")]
     choices += [("vit", "cifar10"), ("seq2seq", "parallel_text"), ("detr", "voc"), ("detr", "csv"), ("dino", "coco")]
     choices += [("deformable_detr", "coco"), ("faster_rcnn", "shapes"), ("promptable", "nested_shapes")]
     choices += [("lstr", "tusimple"), ("tnt", "digits"), ("cnn", "digits"), ("swin", "digits"), ("mae", "digits")]

@@ -37,7 +37,15 @@ def message(*paths: Path) -> str:
 
 @pytest.mark.parametrize(
     "content",
-    ["ein Haus\n\n zwei \n好\n", "a\r\nb\r\n\r\nc\r\n", "a\nb", "a\r\nb\r", "\ufeffa\n\ufeffb\n", "a\u2028b\nc\r\r\n", "x"],
+    [
+        "ein Haus\n\n zwei \n好\n",
+        "a\r\nb\r\n\r\nc\r\n",
+        "a\nb",
+        "a\r\nb\r",
+        "\ufeffa\n\ufeffb\n",
+        "a\u2028b\nc\r\r\n",
+        "x",
+    ],
 )
 @pytest.mark.parametrize("scan_bytes", [1, 2, 5, 1 << 24])
 def test_the_lines_are_those_of_read_lines_however_the_file_is_scanned(
