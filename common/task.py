@@ -288,6 +288,12 @@ class OptionalTask(Protocol):
         the log, or None if nothing was loaded.
         """
 
+    def set_rate(self, rate: float) -> None:
+        """Receive the learning rate of the next step, `optimizer.lr` times the schedule's factor; for training only.
+
+        For a loss whose gradient is the result of several small steps, as in word2vec.
+        """
+
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
 

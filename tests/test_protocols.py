@@ -5,7 +5,7 @@ import pytest
 from common.config.check import build
 from common.config.compose import configure
 from detr.data.protocol import LaneData
-from seq2seq.data.protocol import LabelledTextData, LanguageData, SentenceData, TextData
+from seq2seq.data.protocol import LabelledTextData, LanguageData, SentenceData, TextData, WordData
 from seq2seq.tokenizers.bpe import Tokenizer
 from seq2seq.tokenizers.byte_bpe import ByteBpe
 from seq2seq.tokenizers.characters import Characters
@@ -19,6 +19,7 @@ SETS = {
     ("bert", SentenceData): ("sentences", "sentences_512"),
     ("bert_classifier", LabelledTextData): ("text_classes",),
     ("gpt", LanguageData): ("text",),
+    ("word2vec", WordData): ("word_pairs",),
     ("detr", LaneData): ("lanes", "tusimple data.root=folder"),
     ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
     ("vit", NormalisedImages): ("digits_plain", "fashion_mnist", "cifar10", "imagefolder_32"),

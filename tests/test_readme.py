@@ -90,6 +90,7 @@ def test_keys_that_a_page_names_exist():
     choices += [("igpt", "fashion_mnist"), ("gpt_translator", "cldr"), ("gpt2", "text")]
     choices += [("bert", "sentences"), ("bert_classifier", "text_classes")]
     choices += [("rnn_luong", "cldr")]
+    choices += [("word2vec", "word_pairs")]
     choices += [("vit", "cifar10"), ("seq2seq", "parallel_text"), ("detr", "voc"), ("detr", "csv"), ("dino", "coco")]
     choices += [("deformable_detr", "coco"), ("faster_rcnn", "shapes"), ("promptable", "nested_shapes")]
     choices += [("lstr", "tusimple"), ("tnt", "digits"), ("cnn", "digits"), ("swin", "digits"), ("mae", "digits")]

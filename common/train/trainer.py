@@ -165,7 +165,10 @@ class Trainer:
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
             for epoch, micro_batches in self._steps(run, order, context.device, total):
-                optim.set_rate(context.stepper.optimizer, optim.rate_factor(run.schedule, run.step, total))
+                factor = optim.rate_factor(run.schedule, run.step, total)
+                optim.set_rate(context.stepper.optimizer, factor)
+                if hasattr(run.task, "set_rate"):
+                    run.task.set_rate(options.lr * factor)
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
                 accumulate(run, context.stepper(micro_batches, run.step))
                 run.step += 1

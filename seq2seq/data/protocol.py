@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from common.task import Data, Split
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
+from seq2seq.tokenizers.words import Vocabulary, WordOptions
 
 
 class TextData(Data, Protocol):
@@ -107,3 +108,25 @@ class LanguageData(Data, Protocol):
 
     def encode(self, text: str) -> list[int]:
         """The ids of a user's text, as in the middle of a longer text."""
+
+
+class WordData(Data, Protocol):
+    """Words of a text with the windows around them, for word2vec.
+
+    A batch has `words`, `left` and `right` (N,), int64: the words of its passages, and the numbers of words before and
+    after each that are its context; and `lengths` (B,), the number of words of each passage.
+    """
+
+    options: WordOptions
+    window: int  # maximum number of context words on each side
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of the split train or, after `use`, those of a checkpoint."""
+
+    def use(self, vocabulary: Vocabulary) -> None:
+        """Use a checkpoint's vocabulary instead of counting the words of train."""
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """The expected share of each word among the words of batches: (V,)."""

@@ -65,9 +65,9 @@ def write_vectors(path: Path, words: Sequence[str], vectors: NDArray[Any], *, bi
     format can hold, and if the file cannot be written.
     """
     assert len(words) == len(vectors)
-    if unsuited := next((word for word in words if not word or WHITE_SPACE.search(word)), None):
+    if unsuited := [word for word in words if not word or WHITE_SPACE.search(word)]:
         raise UserError(
-            f"The word {unsuited!r} is empty or has white space, which files of word2vec cannot hold; replace it."
+            f"The word {unsuited[0]!r} is empty or has white space, which files of word2vec cannot hold; replace it."
         )
     rows = _binary_rows(words, vectors) if binary else _text_rows(words, vectors)
     with creating(path), open(path, "wb") as file:

@@ -1,0 +1,192 @@
+"""word2vec: two tables of word vectors, CBOW and skip-gram, and the stochastic gradient descent that trains them.
+
+Mikolov et al. 2013, "Efficient Estimation of Word Representations in Vector Space" (arXiv 1301.3781), and "Distributed
+Representations of Words and Phrases and their Compositionality" (arXiv 1310.4546).
+
+word2vec.c updates both tables after every pair of words. Here, up to `block` neighbouring words of a text are updated
+at once, by a few matrix products, and blocks follow each other as pairs do in word2vec.c. The words of a block are
+processed in groups of `GROUP`: the (GROUP + 2 * window) vectors around a group meet all output rows of the group in one
+dense product, and pairs outside the windows are masked. For a window of 5 and 5 negatives, the product computes 156
+logits a word of which about a fifth is used; reading each vector once for the group costs less than reading it again
+for each of its pairs.
+
+Differs from word2vec.c:
+- The pairs of a block use the tables from before the block, and their updates are summed.
+- Skip-gram samples the negatives once for each centre, not again for each of its context words (Ji et al. 2016, arXiv
+  1604.04661, do the same).
+- The sigmoid is exact. word2vec.c reads it from a table of 1,000 values between -6 and 6. Beyond, negative sampling
+  takes 0 or 1, and hierarchical softmax skips the update.
+- There is no word for the end of a sentence.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.machine.device import full_precision
+from common.types import Positive
+
+GROUP = 16  # words whose windows share one matrix product
+
+
+class Word2Vec(nn.Module):
+    """A table of input vectors, which are the word vectors, and one of output vectors.
+
+    Like word2vec.c, skip-gram predicts the centre of a window from each context word by itself, and CBOW predicts it
+    from the mean of the context words.
+    """
+
+    decided_by_data = ("inputs", "outputs")
+    unshardable = "word2vec updates rows of whole tables"
+
+    def __init__(self, *, words: int, width: Positive, architecture: Literal["cbow", "skip_gram"]):
+        """Make the tables.
+
+        Args:
+            words: number V of words.
+            width: number of dimensions of a vector.
+            architecture: cbow or skip_gram.
+        """
+        super().__init__()
+        self.is_cbow = architecture == "cbow"
+        self.inputs = nn.Parameter(torch.empty(words, width).uniform_(-0.5 / width, 0.5 / width))
+        self.outputs = nn.Parameter(torch.zeros(words, width))
+
+    def forward(
+        self,
+        words: Tensor,
+        left: Tensor,
+        right: Tensor,
+        rows: Tensor,
+        labels: Tensor,
+        active: Tensor,
+        *,
+        block: int,
+        rate: float | None = None,
+        divisor: float = 1.0,
+    ) -> Tensor:
+        """Return the loss of a text in nats: the sum over its pairs, divided by `divisor`.
+
+        Words (N,) are int64, and `left` and `right` (N,) are the sizes of the window around each word, within the text.
+        `rows`, `labels` and `active` (N, R) are the decisions on each word (seq2seq/criterion/word_targets.py). A pair
+        is a context word and a centre for skip-gram, and a centre with at least one context word for CBOW.
+
+        With a learning rate `rate`, blocks of `block` words (above `GROUP`, rounded down to a multiple of it) are
+        updated one after the other in copies of the tables, and the gradient of the loss is defined as (table before -
+        table after) / `rate`. An SGD step of this rate therefore sets the tables to those after the last block. If all
+        words are in one block, it is the ordinary gradient of the sum for skip-gram. For CBOW, the input gradient is
+        that of word2vec.c: each context word gets the whole error of the mean, not its share. `divisor` does not change
+        the gradient.
+
+        Without a rate, nothing is updated, and the loss has no gradient.
+        """
+        with torch.no_grad(), full_precision(words.device):
+            tables = self.inputs.detach(), self.outputs.detach()
+            if rate is not None:
+                tables = tables[0].clone(), tables[1].clone()
+            loss = self.inputs.new_zeros(())
+            if len(words):
+                text, targets = (words, left, right), (rows, labels, active)
+                groups = _groups(text, targets, min(block, GROUP), self.inputs.dtype, self.is_cbow)
+                for part in _parts(groups, max(1, block // GROUP)):
+                    loss += self._descend(*tables, part, rate)
+        loss /= divisor
+        if rate is None:
+            return loss
+        gradients = [
+            before.detach().sub(after).div_(rate) for before, after in zip(self._tables(), tables, strict=True)
+        ]
+        descended: Tensor = _Descended.apply(*self._tables(), *gradients, loss)
+        return descended
+
+    def vectors(self) -> Tensor:
+        """Return the word vectors: (V, C)."""
+        return self.inputs
+
+    def _tables(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.inputs, self.outputs
+
+    def _descend(self, inputs: Tensor, outputs: Tensor, groups: "_Groups", rate: float | None) -> Tensor:
+        """Return the loss of one block of G groups and, with a rate, update the tables (V, C) in place."""
+        context, rows = groups.words.flatten(), groups.rows.flatten()
+        x = inputs.index_select(0, context).view(*groups.words.shape, -1)  # (G, M, C)
+        y = outputs.index_select(0, rows).view(*groups.rows.shape, -1)  # (G, T * R, C)
+        hidden = torch.bmm(groups.mean, x) if self.is_cbow else x  # (G, T or M, C)
+        logits = torch.bmm(hidden, y.transpose(1, 2))  # (G, T or M, T * R)
+        error = torch.sub(groups.labels, logits.sigmoid_()).mul_(groups.mask)
+        # An error that is rounded to 1 would give an infinite loss.
+        loss = error.abs().clamp_(max=1 - torch.finfo(error.dtype).eps).neg_().log1p_().sum().neg_()
+        if rate is None:
+            return loss
+        error *= rate
+        step = torch.bmm(error, y)  # (G, T or M, C)
+        if self.is_cbow:
+            step = torch.bmm(groups.near.transpose(1, 2), step)  # (G, M, C)
+        inputs.index_add_(0, context, step.view(len(context), -1))
+        outputs.index_add_(0, rows, torch.bmm(error.transpose(1, 2), hidden).view(len(rows), -1))
+        return loss
+
+
+class _Descended(torch.autograd.Function):
+    """A loss whose gradients are given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, outputs: Tensor, input_gradient: Tensor, output_gradient: Tensor, loss: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(input_gradient, output_gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        return *(gradients[0] * tensor for tensor in ctx.saved_tensors), None, None, None
+
+
+class _Groups(NamedTuple):
+    """G groups of T centres, and the M = T + 2 * window words around each group."""
+
+    words: Tensor  # int64 (G, M)
+    near: Tensor  # (G, T, M): 1 where a word is in the window of a centre, otherwise 0
+    mean: Tensor  # (G, T, M): `near`, divided by the number of words in the window
+    rows: Tensor  # int64 (G, T * R)
+    labels: Tensor  # (G, 1, T * R)
+    mask: Tensor  # (G, T, T * R) for CBOW, (G, M, T * R) for skip-gram: 1 for logits that count, otherwise 0
+
+
+def _groups(
+    text: tuple[Tensor, Tensor, Tensor],
+    targets: tuple[Tensor, Tensor, Tensor],
+    size: int,
+    dtype: torch.dtype,
+    is_cbow: bool,
+) -> _Groups:
+    """Cut a text of at least one word into groups of `size` centres; added centres at its end have no window."""
+    (words, left, right), (rows, labels, active) = text, targets
+    count, device = len(words), words.device
+    window = int(torch.maximum(left, right).max())
+    starts = torch.arange(0, count, size, device=device)[:, None]  # (G, 1)
+    positions = starts + torch.arange(-window, size + window, device=device)  # (G, M)
+    centres = starts + torch.arange(size, device=device)  # (G, T)
+    offsets = positions[0] - centres[0][:, None]  # (T, M)
+    exists = centres < count
+    centres = centres.clamp(max=count - 1)
+    before, after = ((side[centres] * exists)[..., None] for side in (left, right))  # (G, T, 1)
+    near = ((offsets != 0) & (offsets >= -before) & (offsets <= after)).to(dtype)  # (G, T, M)
+    sizes = near.sum(2, keepdim=True)  # (G, T, 1)
+    # Skip-gram: a word meets the rows of the centres in whose window it is. CBOW: a centre with a window meets its own.
+    meets = (sizes > 0) * torch.eye(size, dtype=dtype, device=device) if is_cbow else near.transpose(1, 2)
+    return _Groups(
+        words=words[positions.clamp(0, count - 1)],
+        near=near,
+        mean=near / sizes.clamp(min=1),
+        rows=rows[centres].flatten(1),
+        labels=labels[centres].to(dtype).flatten(1)[:, None],
+        mask=(meets[..., None] * active[centres].to(dtype)[:, None]).flatten(2),
+    )
+
+
+def _parts(groups: _Groups, size: int) -> Iterator[_Groups]:
+    """Cut groups into blocks of `size` groups."""
+    return map(_Groups._make, zip(*(tensor.split(size) for tensor in groups), strict=True))
