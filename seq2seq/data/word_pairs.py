@@ -247,7 +247,7 @@ def keep_probabilities(counts: NDArray[np.int64], subsample: float) -> NDArray[n
     """
     if not subsample:
         return np.ones(len(counts))
-    ratio = subsample * counts.sum() / counts  # t / f
+    ratio: NDArray[np.float64] = subsample * counts.sum() / counts  # t / f
     return np.minimum(1.0, np.sqrt(ratio) + ratio)
 
 

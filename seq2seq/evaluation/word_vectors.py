@@ -39,7 +39,8 @@ class Judgements(NamedTuple):
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Divide each vector (V, C) by its norm, in fp32 at least; a vector of zeros stays zero."""
     vectors = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    norms: Tensor = vectors.norm(dim=1, keepdim=True)
+    return vectors / norms.clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
 def nearest(units: Tensor, queries: Tensor, excluded: Sequence[Sequence[int]], count: int) -> tuple[Tensor, Tensor]:

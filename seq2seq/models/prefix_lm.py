@@ -162,8 +162,9 @@ class PrefixLm(nn.Module):
     def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """Tokens (B, N), positions and segments broadcastable to them -> the sums of their vectors (B, N, C)."""
         x = (self.embedding(tokens) + self.segment_embedding(segments)) * self.scale
-        x = self.dropout(x + sine(positions.float(), self.width).to(x.dtype))
-        return x
+        x = x + sine(positions.float(), self.width).to(x.dtype)
+        embedded: Tensor = self.dropout(x)
+        return embedded
 
     def _logits(self, x: Tensor) -> Tensor:
         """The decoder's output (..., C) -> logits (..., V)."""

@@ -12,7 +12,11 @@ from common.errors import UserError
 from common.train.assembly import assemble
 from seq2seq.importing.word2vec import write_vectors
 
-PAIRS = [("the cat sees the dog", "die Katze sieht den Hund"), ("the dog sees the cat", "der Hund sieht die Katze")] * 3
+PAIRS = [
+    ("the cat sees the dog", "die Katze sieht den Hund"),
+    ("the dog sees the cat", "der Hund sieht die Katze"),
+    ("the bird hears the dog and the cat", "der Vogel findet den Hund und die Katze"),
+] * 3
 WIDTH = 8
 
 
@@ -20,7 +24,7 @@ def config(folder: Path, *more: str) -> dict[str, Any]:
     file = folder / "pairs.tsv"
     file.write_text("\n".join("\t".join(pair) for pair in PAIRS), encoding="utf-8")
     data = ["data=parallel_text", f"data.train.pairs={file}", "data.val_count=0", "data.test_count=0"]
-    sizes = ["data.tokenizer.vocabulary=283", f"model.embedding_width={WIDTH}", f"model.width={WIDTH}"]
+    sizes = ["data.tokenizer.vocabulary=296", f"model.embedding_width={WIDTH}", f"model.width={WIDTH}"]
     return configure("train", ["model=rnn", "trainer.device=cpu", *data, *sizes, *more])
 
 

@@ -13,7 +13,7 @@ from seq2seq.criterion.word_targets import HierarchicalSoftmax, NegativeSampling
 from seq2seq.models.word2vec import GROUP, Word2Vec
 
 COUNTS = np.array([900, 400, 200, 150, 90, 40, 17, 11, 5, 3, 2])
-RATE = 0.3  # large, so that an update with old instead of new vectors shows
+RATE = 0.1  # large, so that an update with old instead of new vectors shows
 WIDTH = 6
 # Sums in another order differ by the rounding of fp64, about 1e-15 here.
 EXACT = 1e-10

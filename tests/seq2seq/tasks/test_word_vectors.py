@@ -67,7 +67,8 @@ def after_a_step(text: Path, split: list[list[int]], *keys: str) -> tuple[dict[s
 def test_a_step_is_the_same_however_it_is_split(text: Path, keys: list[str]) -> None:
     expected, values = after_a_step(text, SPLITS["3"], *keys)
     _, _, fresh, _ = parts(text, *keys)
-    assert (expected["inputs"] - fresh.inputs).abs().max() > 1e-4
+    # the outputs begin with zeros, so the inputs change from the second block on
+    assert (expected["outputs"] - fresh.outputs).abs().max() > 1e-4
     for split in ("1+2", "1+1+1"):
         weights, again = after_a_step(text, SPLITS[split], *keys)
         # the sums of updates are rounded in another order, in fp64
