@@ -23,7 +23,7 @@ class Targets(NamedTuple):
     active: Tensor  # bool (N, R); False for padding, and for a negative example that is the word itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordLossOptions:
     """Which word is predicted from which, how it is predicted, and how many words are updated at once."""
 

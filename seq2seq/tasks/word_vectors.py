@@ -43,7 +43,7 @@ class WordVectorsState(TypedDict):
     counts: list[Count]  # numbers of occurrences in train
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeighbourOptions:
     """What prediction shows."""
 
@@ -51,7 +51,7 @@ class NeighbourOptions:
     most_frequent: Count  # only among this number of the most frequent words; 0 = all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordEvaluationOptions:
     """What evaluation computes besides the loss, and writes."""
 
