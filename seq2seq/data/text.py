@@ -20,7 +20,7 @@ from common.task import Batch, Split
 from common.types import SPLITS, Positive, Share
 from seq2seq.data import docstrings, token_file
 from seq2seq.data.protocol import TextAmounts
-from seq2seq.data.text_lines import TextLines
+from seq2seq.data.text_lines import MAX_SEARCH_BYTES, TextLines
 from seq2seq.data.token_file import TokenStream
 from seq2seq.tokenizers import training
 from seq2seq.tokenizers.bpe import TokenizerOptions
@@ -65,8 +65,8 @@ class Text:
         val: text file or pattern of the split that selects the checkpoint. None = it is cut from train's end.
         test: text file or pattern of the split with the reported numbers. None = it is cut from train's end.
         val_share: the fraction of train's bytes to cut as val, before test; None = 0.1, but at most 1,000,000 bytes. 0
-            = no val. The cut is at the next line end or, in a very long or the last line, at the next space or
-            character.
+            = no val. The cut is at the next line end or, if that is 64 KiB or half of the part away, or in the last
+            line, at the next space or character.
         test_share: like `val_share`, for test, which is the last part of the text.
         tokenizer: options of the tokenizer, which is trained on train only (its first 100 MB).
         block: number of tokens that are predicted in a training sample, and the longest context in evaluation.
@@ -282,7 +282,7 @@ class Text:
             if self._files[split] is None:
                 default = min(DEFAULT_SHARE * lines.total, MAX_DEFAULT_BYTES)
                 count = round(default if share is None else share * lines.total)
-                start = lines.cut(max(0, end - count))
+                start = lines.cut(max(0, end - count), min(count // 2, MAX_SEARCH_BYTES))
                 passages[split] = _span(lines, start, end, name)
                 end = start
         if not any(piece.strip() for piece in lines.chunks(PIECE_BYTES, 0, end)):

@@ -131,10 +131,15 @@ class TextClasses(SingleTexts):
         return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split; empty if there is no such split."""
+        """The lines of `summary` on one split; empty if there is no such split.
+
+        Raises UserError for a label that is not one of the classes, so that a run stops before it begins.
+        """
         labelled, tokens = self._load(split), self._encode(split)
         if not labelled.texts:
             return []
+        for label in {*labelled.labels} - {*self.classes()}:
+            self._label(split, labelled.labels.index(label))
         cut_texts = int((tokens.lengths >= self.longest - 2).sum())
         note = f"{cut_texts:,} texts have {self.longest} tokens (data.longest); longer ones are cut"
         line = f"{len(labelled.texts):,} texts, {int(tokens.lengths.sum()):,} tokens, of {labelled.origin}"
@@ -196,6 +201,10 @@ class TextClasses(SingleTexts):
         if header.strip().lower() in HEADERS and all(columns[column] != header for _, columns in rows[1:]):
             notes.append(f"line 1 of {path} was read as the columns' names ({header})")
             rows = rows[1:]
+        if not rows:
+            raise UserError(
+                f"{path} has only the columns' names; give a file with a label, a tab and a text in each line."
+            )
         texts, labels = [row[1 - column] for _, row in rows], [row[column].strip() for _, row in rows]
         if empty := [number for (number, _), label in zip(rows, labels, strict=True) if not label]:
             raise UserError(f"{path}: line {empty[0]:,} has no label; give each text the name of its class.")

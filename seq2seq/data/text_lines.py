@@ -85,17 +85,17 @@ class TextLines(Sequence[str]):
         for file, first in zip(self._files, self._offsets.tolist(), strict=False):
             yield from file.chunks(size, max(0, start - first), min(len(file.flat), stop - first))
 
-    def cut(self, position: int) -> int:
+    def cut(self, position: int, reach: int = MAX_SEARCH_BYTES) -> int:
         """The first position from `position` on at which the text can be cut, in bytes of all files from 0 to `total`.
 
-        It is the start of the next line or, if that is more than `MAX_SEARCH_BYTES` away, or there is no further line
-        in the file, the next space or character.
+        It is the start of the next line or, if that is more than `reach` bytes away, or there is no further line in the
+        file, the next space within `reach` bytes or, without one, the next character.
         """
         if position >= self.total:
             return self.total
         file = int(np.searchsorted(self._offsets, position, side="right")) - 1
         first = int(self._offsets[file])
-        return first + self._files[file].cut(position - first)
+        return first + self._files[file].cut(position - first, reach)
 
 
 class _MappedFile:
@@ -156,14 +156,14 @@ class _MappedFile:
         spaces = np.flatnonzero(self.flat[start + 1 : stop] == SPACE)
         return start + 1 + int(spaces[-1]) if len(spaces) else self._next_character(stop)
 
-    def cut(self, position: int) -> int:
+    def cut(self, position: int, reach: int) -> int:
         """See `TextLines.cut`; the position is one in this file."""
         if position == 0:
             return 0
         end = int(self.ends[np.searchsorted(self.ends, position - 1)])  # of the line that holds the byte before
-        if end - position < MAX_SEARCH_BYTES and end + 1 < len(self.flat):
+        if end - position < reach and end + 1 < len(self.flat):
             return end + 1
-        spaces = np.flatnonzero(self.flat[position : position + MAX_SEARCH_BYTES] == SPACE)
+        spaces = np.flatnonzero(self.flat[position : position + reach] == SPACE)
         return position + int(spaces[0]) if len(spaces) else self._next_character(position)
 
     def _next_character(self, position: int) -> int:

@@ -135,8 +135,8 @@ class LanguageModelling:
         return f"Line {batch['ids'][i]}{f' ({origin})' if origin else ''}"
 
     def _problems(self, model: nn.Module, batch: Batch) -> dict[int, str]:
-        """The rows that cannot be continued, with the reasons."""
-        longest = getattr(model, "longest", None)
+        """The rows that cannot be continued, with the reasons. The last token of a scored text is only predicted."""
+        longest, scored = getattr(model, "longest", None), self.options.method == "given"
         problems = {}
         for i, (id, text) in enumerate(zip(batch["ids"], batch["prompts"], strict=True)):
             if id in batch["problems"]:
@@ -144,7 +144,7 @@ class LanguageModelling:
             elif unknown := self._unknown(text):
                 names = ", ".join(map(repr, unknown[:MAX_NAMED])) + ", ..." * (len(unknown) > MAX_NAMED)
                 problems[i] = f"the vocabulary lacks its characters {names}; write the prompt without them"
-            elif longest is not None and (count := len(self._ids(text))) > longest:
+            elif longest is not None and (count := len(self._ids(text)) - scored) > longest:
                 problems[i] = (
                     f"it has {count:,} tokens, more than model.longest={longest:,}, the context of the model; give a "
                     "shorter prompt"

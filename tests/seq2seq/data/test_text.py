@@ -256,3 +256,18 @@ def test_ten_million_blocks_cost_no_list(tmp_path: Path) -> None:
     assert order.steps(1) == data.count("train") // 100_000
     assert len(next(order.after(0))[1]) == 100_000
     assert time.perf_counter() - start < 5  # lists took 4 s for 9 million samples, and 1.1 GiB
+
+
+def test_a_text_with_lines_longer_than_val_and_test_has_both_of_about_their_share(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("\n".join(["ab cd " * 2000] * 3 + ["the end"]) + "\n", encoding="utf-8")
+    data = built(f"data.train={tmp_path / 'long.txt'}")
+    counts = [data.amounts(split).bytes_ for split in SPLITS]
+    assert sum(counts) == (tmp_path / "long.txt").stat().st_size
+    assert all(count == pytest.approx(0.1 * sum(counts), rel=0.5) for count in counts[1:])
+
+
+def test_without_val_no_part_of_train_is_also_in_test(built: Built, tmp_path: Path) -> None:
+    content = "a" * 20_000 + "b" * 40_000 + " " + "c" * 60_000 + "\nd\n"
+    (tmp_path / "long.txt").write_text(content, encoding="utf-8")
+    data = built(f"data.train={tmp_path / 'long.txt'}", "data.val_share=0", "data.test_share=0.55")
+    assert sum(data.amounts(split).bytes_ for split in SPLITS) == len(content)

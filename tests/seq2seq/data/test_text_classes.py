@@ -118,6 +118,7 @@ def test_long_texts_are_cut(file):
         (["a\tb", "a\tb\tc"], r"line 2 has 2 tabs"),
         (["", " "], "is empty|has no text"),
         (["good\ta b", "\ta c", "good\td"], "line 2 has no label"),
+        (["label\ttext"], "has only the columns' names"),
     ],
 )
 def test_mistakes_end_in_one_sentence(tmp_path, rows, message):
@@ -128,3 +129,11 @@ def test_mistakes_end_in_one_sentence(tmp_path, rows, message):
 def test_without_a_file_there_is_nothing_to_learn_from():
     with pytest.raises(UserError, match=r"There is no text with classes: give data.train=FILE"):
         data_of(None).count("train")
+
+
+def test_a_label_that_train_lacks_is_refused_before_the_run_begins(file, tmp_path):
+    test = write(tmp_path / "test.tsv", ["good\ta b", "new\ta b"])
+    with pytest.raises(
+        UserError, match=r"line 2 of .*test.tsv has the label 'new', and the classes are bad, good, odd"
+    ):
+        data_of(file, f"data.test={test}").summary()

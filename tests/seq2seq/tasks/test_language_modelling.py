@@ -167,6 +167,12 @@ def test_given_texts_are_scored(built: Built) -> None:
     assert lines == [f"1\t{good[0]['score']:.4f}\tone two"]
 
 
+def test_a_text_as_long_as_the_context_is_scored_and_a_longer_one_is_not(built: Built) -> None:
+    task, model = built("task.predict.method=given", "model.longest=16")
+    fits, longer = task.answers(model, prompt_batch("one two zero one", "one two zero one "))
+    assert len(fits["tokens"]) == 16 and "it has 17 tokens" in longer["problem"]
+
+
 def test_samples_differ_and_their_seed_repeats_them(built: Built) -> None:
     keys = ["task.predict.method=sample", "task.predict.candidates=3"]
     task, model = built(*keys)
