@@ -135,7 +135,8 @@ class WordVectors:
         block, losses = self._block(self.rate), []
         for text, seed in zip(_passages(batch), batch["seeds"], strict=True):
             targets = self._sample_targets(text, generator(seed))
-            losses.append(model(*text, *targets, block=block, rate=self.rate, divisor=normalisers["pairs"]))
+            options = {"block": block, "shared": self.targets.shared, "rate": self.rate}
+            losses.append(model(*text, *targets, **options, divisor=normalisers["pairs"]))
         return torch.stack(losses).sum(), {}
 
     def _sample_targets(self, text: tuple[Tensor, ...], random: torch.Generator) -> Targets:
@@ -167,7 +168,7 @@ class WordVectors:
         answers: list[Answer] = []
         for number, text in zip(batch["ids"], _passages(batch), strict=True):
             targets = self._sample_targets(text, generator("negatives", number))
-            nats = float(network(*text, *targets, block=self.loss_options.block))
+            nats = float(network(*text, *targets, block=self.loss_options.block, shared=self.targets.shared))
             answers.append({"nats": nats, "pairs": self._pairs(*text[1:])})
         answers[0]["vectors"] = network.vectors().detach().cpu()
         return answers
