@@ -6,9 +6,8 @@ Representations of Words and Phrases and their Compositionality" (arXiv 1310.454
 word2vec.c updates both tables after every pair of words. Here, up to `block` neighbouring words of a text are updated
 at once, by a few matrix products, and blocks follow each other as pairs do in word2vec.c. The words of a block are
 processed in groups of `GROUP`: the (GROUP + 2 * window) vectors around a group meet all output rows of the group in one
-dense product, and pairs outside the windows are masked. For a window of 5 and 5 negatives, the product computes 156
-logits a word of which about a fifth is used; reading each vector once for the group costs less than reading it again
-for each of its pairs.
+dense product, and pairs outside the windows get the weight 0. For a window of 5 and 5 negatives, the product computes
+108 logits a word; reading each vector once for the group costs less than reading it again for each of its pairs.
 
 Differs from word2vec.c:
 - The pairs of a block use the tables from before the block, and their updates are summed.
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 from common.types import Positive
 
-GROUP = 16  # words whose windows share one matrix product
+GROUP = 8  # words whose windows share one matrix product
 
 
 class Word2Vec(nn.Module):
@@ -73,8 +72,9 @@ class Word2Vec(nn.Module):
 
         Words (N,) are int64, and `left` and `right` (N,) are the sizes of the window around each word, within the text.
         `rows`, `labels` and `active` (N, R) are the decisions on each word (seq2seq/criterion/word_targets.py). A pair
-        is a context word and a centre for skip-gram, and a centre with at least one context word for CBOW. With `shared`,
-        column 0 is the word itself and the others are sampled negatives, which a group shares; `active` is not read.
+        is a context word and a centre for skip-gram, and a centre with at least one context word for CBOW. With
+        `shared`, column 0 is the word itself and the others are sampled negatives, which a group shares; `active` is
+        not read.
 
         With a learning rate `rate`, blocks of `block` words (above `GROUP`, rounded down to a multiple of it) are
         updated one after the other in copies of the tables, and the gradient of the loss is defined as (table before -

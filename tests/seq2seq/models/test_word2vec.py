@@ -161,7 +161,7 @@ def test_the_gradient_of_skip_gram_in_one_block_is_that_of_the_loss(output: str)
     """The loss as one expression, differentiated by autograd."""
     sample, network, reference = text(12), model("skip_gram"), model("skip_gram")
     targets = targets_of(sample.words, output)
-    network(*sample, *targets, block=GROUP, shared=False, rate=0.7).backward()
+    network(*sample, *targets, block=2 * GROUP, shared=False, rate=0.7).backward()
     pairs = [(c, i) for c in range(12) for i in range(c - int(sample.left[c]), c + int(sample.right[c]) + 1) if i != c]
     centres, context = torch.tensor(pairs).T
     x, y = reference.inputs[sample.words[context]], reference.outputs[targets.rows[centres]]
