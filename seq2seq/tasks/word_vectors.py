@@ -33,8 +33,8 @@ SIGNS = {"+": 1, "-": -1}
 VECTOR_FILES = {"text": "vectors.txt", "binary": "vectors.bin"}
 # Limit on the rate times the expected number of decisions on the most frequent row in a block. Summed updates of one
 # row overshoot if this number, times the mean of p (1 - p) |v|^2 over the row's decisions, is not well below 1. Between
-# 1 and 16, neighbours on Multi30k hardly depend on it (RESULTS.md), and larger blocks are faster.
-MAX_SUMMED_RATE = 16.0
+# 1 and 16, neighbours on Multi30k hardly depend on it (RESULTS.md); 16 is too much for the trees of tiny vocabularies.
+MAX_SUMMED_RATE = 4.0
 
 
 class WordVectorsState(TypedDict):
