@@ -58,7 +58,7 @@ class NegativeSampling:
     A sampled word that is the word itself is inactive, as in word2vec.c. Section 2.2.
     """
 
-    shared = True
+    shared: ClassVar[bool] = True
 
     def __init__(self, counts: NDArray[np.int64], negatives: int, exponent: float):
         shares = counts.astype(np.float64) ** exponent
@@ -94,7 +94,7 @@ class HierarchicalSoftmax:
     word2vec.c. Section 2.1.
     """
 
-    shared = False
+    shared: ClassVar[bool] = False
 
     def __init__(self, counts: NDArray[np.int64]):
         codes, nodes, lengths = huffman_codes(counts)
