@@ -332,6 +332,9 @@ class OptionalModel(Protocol):
     """The maximum number of input tokens. In evaluation, the task raises an error that names a longer input. predict.py
     skips and reports a longer input."""
 
+    embedding_weights: str | None
+    """A file of word vectors that the task copies to a new model's embeddings; None = there is no such file."""
+
     def fetch_weights(self) -> str | None:
         """Load pretrained weights; called for a new run without a `checkpoint`.
 

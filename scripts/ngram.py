@@ -9,6 +9,7 @@ bits per character can be compared with those of a neural language model on the 
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.cli import start
+from common.machine import console, threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
+
 from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
-from common.machine import console
 from common.types import SPLITS
 from seq2seq.data.text import Text
 from seq2seq.evaluation.code_length import CodedWindow, CodeLengthMetric

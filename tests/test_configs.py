@@ -297,7 +297,8 @@ def test_the_arguments_read_from_source_are_those_that_a_task_hands_to_its_model
     module, _, name = path.rpartition(".")
     file = module_file(module)
     assert file is not None
-    task = task_of(next(run for run in map(composed, ALONE) if run["task"]["_target_"] == path))
+    model = next(name for name in MODELS if OmegaConf.select(yaml("model", name), "task._target_") == path)
+    task = task_of(composed(f"model={model}"))
     options = ModuleSource(module, file).options(name)
     assert {*options.handed_on, *options.offered} == task.model_arguments().keys()
 

@@ -5,7 +5,7 @@ word, with the labels 1 or 0. Mikolov et al. 2013 (arXiv 1310.4546), section 2.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Targets(NamedTuple):
     active: Tensor  # bool (N, R); False for padding, and for a negative example that is the word itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordLossOptions:
     """Which word is predicted from which, how it is predicted, and how many words are updated at once."""
 
@@ -36,6 +36,8 @@ class WordLossOptions:
 
 class WordTargets(Protocol):
     """One of the two approximations, for a given vocabulary."""
+
+    shared: ClassVar[bool]  # whether neighbouring words share the rows that were sampled for them
 
     def __call__(self, words: Tensor, generator: torch.Generator) -> Targets:
         """Return the decisions for words (N,)."""
@@ -55,6 +57,8 @@ class NegativeSampling:
 
     A sampled word that is the word itself is inactive, as in word2vec.c. Section 2.2.
     """
+
+    shared: ClassVar[bool] = True
 
     def __init__(self, counts: NDArray[np.int64], negatives: int, exponent: float):
         shares = counts.astype(np.float64) ** exponent
@@ -89,6 +93,8 @@ class HierarchicalSoftmax:
     Row n of the output table belongs to inner node n of the tree, and the label is 1 - the bit of the code, as in
     word2vec.c. Section 2.1.
     """
+
+    shared: ClassVar[bool] = False
 
     def __init__(self, counts: NDArray[np.int64]):
         codes, nodes, lengths = huffman_codes(counts)

@@ -26,7 +26,7 @@ def load_embeddings(model: nn.Module, path: Path, tokenizers: tuple[TextTokenize
     words, vectors = read_vectors(path)
     rows = {word: row for row, word in enumerate(words)}
     tables: dict[str, TextTokenizer] = {"embedding": tokenizers[1]}
-    if getattr(model, "source_embedding", None) is not None:
+    if "source_embedding" in dict(model.named_children()):
         tables["source_embedding"] = tokenizers[0]
     parts = []
     for name, tokenizer in tables.items():

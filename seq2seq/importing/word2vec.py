@@ -51,7 +51,7 @@ def read_vectors(path: Path) -> tuple[list[str], NDArray[np.float32]]:
             f"{path} announces {count:,} words of {width:,} dimensions, for which its {len(content):,} bytes are too "
             "few; copy it again, or correct its first line."
         )
-    read = _read_text if _begins_with_text(content, header.end()) else _read_binary
+    read = _read_text if _begins_with_text(content, header.end(), width) else _read_binary
     words, vectors = read(path, content, header.end(), count, width)
     _check(path, words, vectors)
     return words, vectors
@@ -100,13 +100,17 @@ def _content(path: Path) -> Content:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
 
-def _begins_with_text(content: Content, start: int) -> bool:
-    """Whether the first row consists of a word and decimal numbers."""
-    _, *numbers = _line(content, start).split() or [b""]
+def _begins_with_text(content: Content, start: int, width: int) -> bool:
+    """Whether the first row is text: a word and decimal numbers, or at least printable, with a space for each number.
+
+    The second rule finds damaged rows of text, such as a word with a space, so that the message names their fault.
+    """
+    line = _line(content, start)
+    _, *numbers = line.split() or [b""]
     try:
         return bool([float(number) for number in numbers])
     except ValueError:
-        return False
+        return line.count(b" ") >= max(2, width) and line.decode(errors="replace").strip().isprintable()
 
 
 def _line(content: Content, start: int) -> bytes:
@@ -129,7 +133,8 @@ def _read_text(
                 f"{path}: line {row + 2:,} has {len(numbers)} numbers, and the first line announces {width}; {REMEDY}."
             )
         try:
-            vectors[row] = [float(number) for number in numbers]
+            with np.errstate(over="ignore"):  # a number beyond fp32 becomes infinite, which `_check` refuses
+                vectors[row] = [float(number) for number in numbers]
         except ValueError as error:
             raise UserError(
                 f"{path}: line {row + 2:,} has a field that is not a number ({error}); {REMEDY}."

@@ -6,14 +6,14 @@ Representations of Words and Phrases and their Compositionality" (arXiv 1310.454
 word2vec.c updates both tables after every pair of words. Here, up to `block` neighbouring words of a text are updated
 at once, by a few matrix products, and blocks follow each other as pairs do in word2vec.c. The words of a block are
 processed in groups of `GROUP`: the (GROUP + 2 * window) vectors around a group meet all output rows of the group in one
-dense product, and pairs outside the windows are masked. For a window of 5 and 5 negatives, the product computes 156
-logits a word of which about a fifth is used; reading each vector once for the group costs less than reading it again
-for each of its pairs.
+dense product, and pairs outside the windows get the weight 0. For a window of 5 and 5 negatives, the product computes
+108 logits a word; reading each vector once for the group costs less than reading it again for each of its pairs.
 
 Differs from word2vec.c:
 - The pairs of a block use the tables from before the block, and their updates are summed.
-- Skip-gram samples the negatives once for each centre, not again for each of its context words (Ji et al. 2016, arXiv
-  1604.04661, do the same).
+- The T centres of a group share their T * K negatives (Ji et al. 2016, arXiv 1604.04661, share those of a batch): each
+  pair meets all of them with the weight 1 / T, instead of K of its own. The expected update is the same, and its
+  variance is smaller.
 - The sigmoid is exact. word2vec.c reads it from a table of 1,000 values between -6 and 6. Beyond, negative sampling
   takes 0 or 1, and hierarchical softmax skips the update.
 - There is no word for the end of a sentence.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 from common.types import Positive
 
-GROUP = 16  # words whose windows share one matrix product
+GROUP = 8  # words whose windows share one matrix product
 
 
 class Word2Vec(nn.Module):
@@ -64,6 +64,7 @@ class Word2Vec(nn.Module):
         active: Tensor,
         *,
         block: int,
+        shared: bool,
         rate: float | None = None,
         divisor: float = 1.0,
     ) -> Tensor:
@@ -71,7 +72,9 @@ class Word2Vec(nn.Module):
 
         Words (N,) are int64, and `left` and `right` (N,) are the sizes of the window around each word, within the text.
         `rows`, `labels` and `active` (N, R) are the decisions on each word (seq2seq/criterion/word_targets.py). A pair
-        is a context word and a centre for skip-gram, and a centre with at least one context word for CBOW.
+        is a context word and a centre for skip-gram, and a centre with at least one context word for CBOW. With
+        `shared`, column 0 is the word itself and the others are sampled negatives, which a group shares; `active` is
+        not read.
 
         With a learning rate `rate`, blocks of `block` words (above `GROUP`, rounded down to a multiple of it) are
         updated one after the other in copies of the tables, and the gradient of the loss is defined as (table before -
@@ -89,7 +92,9 @@ class Word2Vec(nn.Module):
             loss = self.inputs.new_zeros(())
             if len(words):
                 text, targets = (words, left, right), (rows, labels, active)
-                groups = _groups(text, targets, min(block, GROUP), self.inputs.dtype, self.is_cbow)
+                size, dtype = min(block, GROUP), self.inputs.dtype
+                near = _near(text, size, dtype)
+                groups = (_shared_groups if shared else _groups)(text, targets, near, self.is_cbow)
                 for part in _parts(groups, max(1, block // GROUP)):
                     loss += self._descend(*tables, part, rate)
         loss /= divisor
@@ -112,15 +117,16 @@ class Word2Vec(nn.Module):
         """Return the loss of one block of G groups and, with a rate, update the tables (V, C) in place."""
         context, rows = groups.words.flatten(), groups.rows.flatten()
         x = inputs.index_select(0, context).view(*groups.words.shape, -1)  # (G, M, C)
-        y = outputs.index_select(0, rows).view(*groups.rows.shape, -1)  # (G, T * R, C)
+        y = outputs.index_select(0, rows).view(*groups.rows.shape, -1)  # (G, Q, C)
         hidden = torch.bmm(groups.mean, x) if self.is_cbow else x  # (G, T or M, C)
-        logits = torch.bmm(hidden, y.transpose(1, 2))  # (G, T or M, T * R)
-        error = torch.sub(groups.labels, logits.sigmoid_()).mul_(groups.mask)
-        # An error that is rounded to 1 would give an infinite loss.
-        loss = error.abs().clamp_(max=1 - torch.finfo(error.dtype).eps).neg_().log1p_().sum().neg_()
+        logits = torch.bmm(hidden, y.transpose(1, 2))  # (G, T or M, Q)
+        error = torch.sub(groups.labels, logits.sigmoid_())
+        # Without the bound, an error that is rounded to 1 would give an infinite loss.
+        probabilities = error.abs().neg_().add_(1).clamp_(min=torch.finfo(error.dtype).eps)
+        loss = -torch.dot(probabilities.log_().flatten(), groups.weights.flatten())
         if rate is None:
             return loss
-        error *= rate
+        error.mul_(groups.weights).mul_(rate)
         step = torch.bmm(error, y)  # (G, T or M, C)
         if self.is_cbow:
             step = torch.bmm(groups.near.transpose(1, 2), step)  # (G, M, C)
@@ -145,25 +151,28 @@ class _Descended(torch.autograd.Function):
 
 
 class _Groups(NamedTuple):
-    """G groups of T centres, and the M = T + 2 * window words around each group."""
+    """G groups of T centres, the M = T + 2 * window words around each group, and its Q rows of the output table."""
 
     words: Tensor  # int64 (G, M)
     near: Tensor  # (G, T, M): 1 where a word is in the window of a centre, otherwise 0
     mean: Tensor  # (G, T, M): `near`, divided by the number of words in the window
-    rows: Tensor  # int64 (G, T * R)
-    labels: Tensor  # (G, 1, T * R)
-    mask: Tensor  # (G, T, T * R) for CBOW, (G, M, T * R) for skip-gram: 1 for logits that count, otherwise 0
+    rows: Tensor  # int64 (G, Q)
+    labels: Tensor  # (G, 1, Q)
+    weights: Tensor  # (G, T, Q) for CBOW, (G, M, Q) for skip-gram: of each logit, 0 if it does not count
 
 
-def _groups(
-    text: tuple[Tensor, Tensor, Tensor],
-    targets: tuple[Tensor, Tensor, Tensor],
-    size: int,
-    dtype: torch.dtype,
-    is_cbow: bool,
-) -> _Groups:
+class _Near(NamedTuple):
+    """The indices of centres and of the words around them."""
+
+    positions: Tensor  # int64 (G, M)
+    centres: Tensor  # int64 (G, T); those added at the end of the text repeat its last word
+    exists: Tensor  # bool (G, T): False for the added ones
+    near: Tensor  # (G, T, M); see _Groups
+
+
+def _near(text: tuple[Tensor, Tensor, Tensor], size: int, dtype: torch.dtype) -> _Near:
     """Cut a text of at least one word into groups of `size` centres; added centres at its end have no window."""
-    (words, left, right), (rows, labels, active) = text, targets
+    words, left, right = text
     count, device = len(words), words.device
     window = int(torch.maximum(left, right).max())
     starts = torch.arange(0, count, size, device=device)[:, None]  # (G, 1)
@@ -174,17 +183,50 @@ def _groups(
     centres = centres.clamp(max=count - 1)
     before, after = ((side[centres] * exists)[..., None] for side in (left, right))  # (G, T, 1)
     near = ((offsets != 0) & (offsets >= -before) & (offsets <= after)).to(dtype)  # (G, T, M)
-    sizes = near.sum(2, keepdim=True)  # (G, T, 1)
-    # Skip-gram: a word meets the rows of the centres in whose window it is. CBOW: a centre with a window meets its own.
-    meets = (sizes > 0) * torch.eye(size, dtype=dtype, device=device) if is_cbow else near.transpose(1, 2)
-    return _Groups(
-        words=words[positions.clamp(0, count - 1)],
-        near=near,
-        mean=near / sizes.clamp(min=1),
-        rows=rows[centres].flatten(1),
-        labels=labels[centres].to(dtype).flatten(1)[:, None],
-        mask=(meets[..., None] * active[centres].to(dtype)[:, None]).flatten(2),
-    )
+    return _Near(positions.clamp_(0, count - 1), centres, exists, near)
+
+
+def _groups(
+    text: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor], cut: _Near, is_cbow: bool
+) -> _Groups:
+    """Make groups in which each centre has its own rows: Q = T * R."""
+    rows, labels, active = (tensor[cut.centres] for tensor in targets)  # (G, T, R)
+    weights = (_meets(cut, is_cbow)[..., None] * active.to(cut.near.dtype)[:, None]).flatten(2)
+    return _joined(text, cut, rows.flatten(1), labels.to(weights.dtype).flatten(1)[:, None], weights)
+
+
+def _shared_groups(
+    text: tuple[Tensor, Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor], cut: _Near, is_cbow: bool
+) -> _Groups:
+    """Make groups whose centres share their sampled negatives: Q = T + T * (R - 1).
+
+    A pair meets the row of its centre, and each of the group's negatives that is not this word, with the weight 1 / T.
+    """
+    meets, size = _meets(cut, is_cbow), cut.centres.shape[1]  # (G, T or M, T)
+    rows = targets[0][cut.centres]  # (G, T, R)
+    own, negatives = rows[..., 0], rows[..., 1:].flatten(1)  # (G, T), (G, T * (R - 1))
+    exists = cut.exists.repeat_interleave(rows.shape[2] - 1, 1)[:, None]
+    other = ((own[..., None] != negatives[:, None]) & exists).to(meets.dtype)  # (G, T, T * (R - 1))
+    shares = meets / cut.exists.sum(1)[:, None, None]
+    labels = meets.new_zeros(1, 1, rows[0].numel())
+    labels[..., :size] = 1
+    weights = torch.cat([meets, torch.bmm(shares, other)], 2)
+    return _joined(text, cut, torch.cat([own, negatives], 1), labels.expand(len(rows), -1, -1), weights)
+
+
+def _meets(cut: _Near, is_cbow: bool) -> Tensor:
+    """Which hidden vectors predict which centres: (G, T, T) for CBOW, (G, M, T) for skip-gram; 1 or 0.
+
+    Skip-gram: a word predicts the centres in whose window it is. CBOW: a centre with a window is predicted by its own.
+    """
+    if not is_cbow:
+        return cut.near.transpose(1, 2)
+    return cut.near.amax(2, keepdim=True) * torch.eye(cut.near.shape[1], dtype=cut.near.dtype, device=cut.near.device)
+
+
+def _joined(text: tuple[Tensor, Tensor, Tensor], cut: _Near, rows: Tensor, labels: Tensor, weights: Tensor) -> _Groups:
+    mean = cut.near / cut.near.sum(2, keepdim=True).clamp(min=1)
+    return _Groups(text[0][cut.positions], cut.near, mean, rows, labels, weights)
 
 
 def _parts(groups: _Groups, size: int) -> Iterator[_Groups]:

@@ -32,8 +32,9 @@ MAX_SPELLINGS = 100_000  # the most frequent words, among which the spelling of 
 SIGNS = {"+": 1, "-": -1}
 VECTOR_FILES = {"text": "vectors.txt", "binary": "vectors.bin"}
 # Limit on the rate times the expected number of decisions on the most frequent row in a block. Summed updates of one
-# row overshoot if this number, times the mean of p (1 - p) |v|^2 over the row's decisions, is not well below 1.
-MAX_SUMMED_RATE = 2.0
+# row overshoot if this number, times the mean of p (1 - p) |v|^2 over the row's decisions, is not well below 1. Between
+# 1 and 16, neighbours on Multi30k hardly depend on it (RESULTS.md); 16 is too much for the trees of tiny vocabularies.
+MAX_SUMMED_RATE = 4.0
 
 
 class WordVectorsState(TypedDict):
@@ -43,7 +44,7 @@ class WordVectorsState(TypedDict):
     counts: list[Count]  # numbers of occurrences in train
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeighbourOptions:
     """What prediction shows."""
 
@@ -51,7 +52,7 @@ class NeighbourOptions:
     most_frequent: Count  # only among this number of the most frequent words; 0 = all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordEvaluationOptions:
     """What evaluation computes besides the loss, and writes."""
 
@@ -135,7 +136,8 @@ class WordVectors:
         block, losses = self._block(self.rate), []
         for text, seed in zip(_passages(batch), batch["seeds"], strict=True):
             targets = self._sample_targets(text, generator(seed))
-            losses.append(model(*text, *targets, block=block, rate=self.rate, divisor=normalisers["pairs"]))
+            options = {"block": block, "shared": self.targets.shared, "rate": self.rate}
+            losses.append(model(*text, *targets, **options, divisor=normalisers["pairs"]))
         return torch.stack(losses).sum(), {}
 
     def _sample_targets(self, text: tuple[Tensor, ...], random: torch.Generator) -> Targets:
@@ -167,7 +169,7 @@ class WordVectors:
         answers: list[Answer] = []
         for number, text in zip(batch["ids"], _passages(batch), strict=True):
             targets = self._sample_targets(text, generator("negatives", number))
-            nats = float(network(*text, *targets, block=self.loss_options.block))
+            nats = float(network(*text, *targets, block=self.loss_options.block, shared=self.targets.shared))
             answers.append({"nats": nats, "pairs": self._pairs(*text[1:])})
         answers[0]["vectors"] = network.vectors().detach().cpu()
         return answers

@@ -19,7 +19,7 @@ MAX_SENTENCE = 1000  # words; longer sentences are cut (MAX_SENTENCE_LENGTH of w
 LETTERS = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")  # letters and digits, with apostrophes between them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordOptions:
     """How text is split into words, and which words the vocabulary holds."""
 

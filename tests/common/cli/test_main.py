@@ -79,7 +79,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "train.py needs model=NAME (see --help); there are cnn, deformable_detr, "),
+        ((), "train.py needs model=NAME (see --help); there are bert, bert_base, "),
         (("seed=1",), "train.py needs model=NAME"),
         (("model=det",), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
         (("model=detr", "data=cocoo"), "data=cocoo: there is no configs/data/cocoo.yaml; did you mean coco?"),
@@ -105,7 +105,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("model=detr", "optimizer.lr=fast"), "optimizer.lr=fast: expected a number above 0."),
         (("model=detr", "data.batch_size="), 'data.batch_size="": expected a whole number from 1.'),
         (("model=detr", "data=null"), "data=null: expected one name; there are cifar10, "),
-        (("model=[detr]",), "model=[detr]: expected one name; there are cnn, deformable_detr, "),
+        (("model=[detr]",), "model=[detr]: expected one name; there are bert, bert_base, "),
         (("experiment=[1,[2]]",), "experiment=[1,[2]]: expected one name; there are cnn_fashion_mnist, detr_bccd, "),
         (("-m", "model=vit", "optimizer=[1,[2]],adam"), "optimizer=[1,[2]]: expected one name; there are "),
         (("model=detr", f"seed={'1' * 5000}"), f"seed={'1' * 55}...{'1' * 30}: not understood; it has too many digits"),
@@ -745,7 +745,7 @@ def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcom
     Path("detr.pth").write_text("")
     error = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
     assert error.startswith(
-        "evaluate.py needs model=NAME (the checkpoint does not say which); there are cnn, deformable_detr,"
+        "evaluate.py needs model=NAME (the checkpoint does not say which); there are bert, bert_base,"
     )
     outcome = start("checkpoint=detr.pth", "model=detr_r50", "data.root=x", door="evaluate", base=lambda file: {})
     assert outcome.configs[0]["model"]["backbone"]["name"] == "resnet50"

@@ -55,11 +55,15 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def plain_descent(network: Word2Vec, text: Text, targets: Targets, block: int) -> tuple[Tensor, Tensor, float]:
+def plain_descent(
+    network: Word2Vec, text: Text, targets: Targets, block: int, shared: bool
+) -> tuple[Tensor, Tensor, float]:
     """Loop over blocks, centres, context words and decisions; returns both tables and the loss.
 
     Each block reads the tables from before the block and adds its updates at its end, as word2vec.c does for one pair.
+    The centres of a group share their negatives, except for their own words, with weights of 1 / (number of centres).
     """
+    size = min(block, GROUP)
     inputs, outputs = network.inputs.detach().clone(), network.outputs.detach().clone()
     loss = 0.0
     for start in range(0, len(text.words), block):
@@ -75,32 +79,45 @@ def plain_descent(network: Word2Vec, text: Text, targets: Targets, block: int) -
                 hidden, receivers = [torch.stack(hidden).mean(0)], [context]
             for vector, words in zip(hidden, receivers, strict=True):
                 whole_error = torch.zeros(WIDTH, dtype=torch.float64)
-                for row, label, active in zip(*(part[centre].tolist() for part in targets), strict=True):
-                    if not active:
-                        continue
+                for row, label, weight in decisions(text, targets, centre, size if shared else None):
                     probability = sigmoid(float(vector @ outputs[row]))
-                    step = RATE * (label - probability)
+                    step = RATE * weight * (label - probability)
                     whole_error += step * outputs[row]
                     new_outputs[row] += step * vector
-                    loss -= math.log(probability if label else 1 - probability)
+                    loss -= weight * math.log(probability if label else 1 - probability)
                 for word in words:
                     new_inputs[word] += whole_error
         inputs, outputs = new_inputs, new_outputs
     return inputs, outputs, loss
 
 
-def descended(network: Word2Vec, text: Text, targets: Targets, block: int) -> tuple[Tensor, Tensor, float]:
+def decisions(text: Text, targets: Targets, centre: int, size: int | None) -> list[tuple[int, float, float]]:
+    """(row, label, weight) of each decision on a centre; groups of `size` words share negatives, None = nothing is."""
+    rows, labels, active = (part.tolist() for part in targets)
+    if size is None:
+        decided = zip(rows[centre], labels[centre], active[centre], strict=True)
+        return [(row, label, 1.0) for row, label, active in decided if active]
+    first = centre // size * size
+    group = range(first, min(first + size, len(rows)))
+    negatives = [row for other in group for row in rows[other][1:] if row != int(text.words[centre])]
+    return [(rows[centre][0], 1.0, 1.0), *((row, 0.0, 1 / len(group)) for row in negatives)]
+
+
+def descended(
+    network: Word2Vec, text: Text, targets: Targets, block: int, shared: bool
+) -> tuple[Tensor, Tensor, float]:
     """The tables after an SGD step on the model's loss, and the loss."""
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
-    loss = network(*text, *targets, block=block, rate=RATE)
+    loss = network(*text, *targets, block=block, shared=shared, rate=RATE)
     loss.backward()
     optimizer.step()
     return network.inputs.detach(), network.outputs.detach(), loss.item()
 
 
-def assert_equal_descent(architecture: str, sample: Text, targets: Targets, block: int) -> None:
-    expected = plain_descent(model(architecture), sample, targets, block)
-    actual = descended(model(architecture), sample, targets, block)
+def assert_equal_descent(architecture: str, sample: Text, output: str, block: int) -> None:
+    targets, shared = targets_of(sample.words, output), output == "negative_sampling"
+    expected = plain_descent(model(architecture), sample, targets, block, shared)
+    actual = descended(model(architecture), sample, targets, block, shared)
     assert (model(architecture).inputs - expected[0]).abs().max() > 0.01, "the step changes something"
     for ours, theirs in zip(actual[:2], expected[:2], strict=True):
         assert (ours - theirs).abs().max() < EXACT
@@ -112,7 +129,7 @@ def assert_equal_descent(architecture: str, sample: Text, targets: Targets, bloc
 def test_a_block_of_one_pair_equals_a_plain_loop(architecture: str, output: str) -> None:
     """Word 4 is in the window of word 2; word 4 itself has no window."""
     pair = Text(torch.tensor([4, 2]), torch.tensor([0, 1]), torch.tensor([0, 0]))
-    assert_equal_descent(architecture, pair, targets_of(pair.words, output), block=1)
+    assert_equal_descent(architecture, pair, output, block=1)
 
 
 @architectures
@@ -123,17 +140,18 @@ def test_blocks_of_many_pairs_equal_a_plain_loop(architecture: str, output: str,
     sample = text(count)
     if count == 1:
         targets = targets_of(sample.words, output)
-        tables = descended(model(architecture), sample, targets, block)
+        tables = descended(model(architecture), sample, targets, block, output == "negative_sampling")
         assert torch.equal(tables[0], model(architecture).inputs) and tables[2] == 0.0, "no window, no pair"
         return
-    assert_equal_descent(architecture, sample, targets_of(sample.words, output), block)
+    assert_equal_descent(architecture, sample, output, block)
 
 
 def test_a_block_size_is_rounded_down_to_whole_groups() -> None:
     sample = text(5 * GROUP)
     targets = targets_of(sample.words, "negative_sampling")
     results = [
-        descended(model("skip_gram"), sample, targets, block)[0] for block in (2 * GROUP, 3 * GROUP - 1, 3 * GROUP)
+        descended(model("skip_gram"), sample, targets, block, True)[0]
+        for block in (2 * GROUP, 3 * GROUP - 1, 3 * GROUP)
     ]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
 
@@ -143,7 +161,7 @@ def test_the_gradient_of_skip_gram_in_one_block_is_that_of_the_loss(output: str)
     """The loss as one expression, differentiated by autograd."""
     sample, network, reference = text(12), model("skip_gram"), model("skip_gram")
     targets = targets_of(sample.words, output)
-    network(*sample, *targets, block=GROUP, rate=0.7).backward()
+    network(*sample, *targets, block=2 * GROUP, shared=False, rate=0.7).backward()
     pairs = [(c, i) for c in range(12) for i in range(c - int(sample.left[c]), c + int(sample.right[c]) + 1) if i != c]
     centres, context = torch.tensor(pairs).T
     x, y = reference.inputs[sample.words[context]], reference.outputs[targets.rows[centres]]
@@ -165,17 +183,17 @@ def test_words_beyond_a_window_change_nothing(architecture: str) -> None:
     targets = [targets_of(part.words, "negative_sampling", seed) for seed, part in enumerate(parts)]
     together = Targets(*(torch.cat([part[i] for part in targets]) for i in range(3)))
     network = model(architecture)
-    losses = [network(*part, *own, block=GROUP) for part, own in zip(parts, targets, strict=True)]
-    assert float(network(*joined, *together, block=GROUP)) == pytest.approx(float(sum(losses)), abs=1e-9)
+    losses = [network(*part, *own, block=GROUP, shared=False) for part, own in zip(parts, targets, strict=True)]
+    assert float(network(*joined, *together, block=GROUP, shared=False)) == pytest.approx(float(sum(losses)), abs=1e-9)
 
 
 @architectures
 def test_without_a_rate_nothing_is_updated_and_the_loss_is_that_of_the_tables(architecture: str) -> None:
     sample, network = text(40), model(architecture)
     targets = targets_of(sample.words, "negative_sampling")
-    loss = network(*sample, *targets, block=GROUP)
+    loss = network(*sample, *targets, block=GROUP, shared=True)
     assert not loss.requires_grad
-    one_block = network(*sample, *targets, block=1000, rate=RATE)
+    one_block = network(*sample, *targets, block=1000, shared=True, rate=RATE)
     assert float(loss) == pytest.approx(float(one_block.detach()), abs=1e-9)
 
 
@@ -184,7 +202,8 @@ def test_the_divisor_divides_the_loss_and_not_the_gradient() -> None:
     targets = targets_of(sample.words, "negative_sampling")
     networks = [model("skip_gram") for _ in range(2)]
     losses = [
-        net(*sample, *targets, block=8, rate=RATE, divisor=d) for net, d in zip(networks, (1.0, 7.0), strict=True)
+        net(*sample, *targets, block=8, shared=True, rate=RATE, divisor=d)
+        for net, d in zip(networks, (1.0, 7.0), strict=True)
     ]
     sum(losses).backward()
     assert float(losses[0].detach()) == pytest.approx(7 * float(losses[1].detach()))
@@ -194,7 +213,7 @@ def test_the_divisor_divides_the_loss_and_not_the_gradient() -> None:
 def test_a_text_without_words_has_no_loss_and_a_gradient_of_zero() -> None:
     network, none = model("cbow"), torch.empty(0, dtype=torch.int64)
     targets = targets_of(none, "negative_sampling")
-    loss = network(none, none, none, *targets, block=8, rate=RATE)
+    loss = network(none, none, none, *targets, block=8, shared=True, rate=RATE)
     loss.backward()
     assert loss.item() == 0.0 and network.inputs.grad is not None and not network.inputs.grad.any()
 
@@ -205,7 +224,7 @@ def test_a_saturated_error_gives_a_finite_loss() -> None:
         network.inputs.fill_(30.0)
         network.outputs.fill_(-30.0)
     sample = text(10)
-    loss = network(*sample, *targets_of(sample.words, "negative_sampling"), block=8, rate=1e-3)
+    loss = network(*sample, *targets_of(sample.words, "negative_sampling"), block=8, shared=True, rate=1e-3)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(network.inputs.grad).all()
 
