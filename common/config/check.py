@@ -131,8 +131,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _missing_members(value: Any, annotation: Any) -> list[str]:
-    """Return the public members of a protocol that `value` lacks; none if `annotation` is no protocol."""
-    if not getattr(annotation, "_is_protocol", False):
+    """Return the public members of a protocol that `value` lacks; none without a value or if it is no protocol."""
+    if value is None or not getattr(annotation, "_is_protocol", False):
         return []
     bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
     members = dict.fromkeys(name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", ())))
