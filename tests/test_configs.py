@@ -94,23 +94,6 @@ def test_every_data_set_passes_with_its_own_wings_models_only(name: str) -> None
             composed(f"model={foreign}", f"data={name}")
 
 
-@pytest.mark.parametrize(
-    ("model", "data", "member"),
-    [
-        ("seq2seq", "text", "tokenizers"),
-        ("bert", "text", "token_counts"),
-        ("bert", "text_classes", "token_counts"),
-        ("bert_classifier", "sentences", "classes"),
-        ("bert", "cldr", "token_counts"),
-        ("word2vec", "sentences", "vocabulary"),
-    ],
-)
-def test_a_task_refuses_the_data_of_another_task_of_its_wing(model: str, data: str, member: str) -> None:
-    run = composed(f"model={model}", f"data={data}")
-    with pytest.raises(UserError, match=rf"do not fit together: data has no {member}; leave data= out"):
-        config.build(run["task"], data=config.build(run["data"]))
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_chooses_groups_and_writes_no_values_into_them(name: str) -> None:
     file = yaml("model", name)

@@ -81,19 +81,10 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
 def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
     """Construct an object of the class that a checked section names as `_target_`.
 
-    The class is imported and called with the other keys of the section and with the arguments `handed_in`. Raises
-    UserError for an argument that lacks a member of the protocol in its annotation, such as the data set of another
-    task.
+    The class is imported and called with the other keys of the section and with the arguments `handed_in`.
     """
     keys = {key: value for key, value in section.items() if key != "_target_"}
-    cls = _class(section["_target_"])
-    for name, value in handed_in.items():
-        if missing := _missing_members(value, _hints(cls).get(name)):
-            raise UserError(
-                f"{name} ({type(value).__module__}.{type(value).__qualname__}) and {section['_target_']} do not fit "
-                f"together: {name} has no {missing[0]}; leave {name}= out, or choose the model for these {name}."
-            )
-    return construct(cls, keys, **handed_in)
+    return construct(_class(section["_target_"]), keys, **handed_in)
 
 
 def build_model(section: Mapping[str, Any], task: Any) -> Any:
@@ -119,27 +110,10 @@ def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
 
     A nested section becomes an instance of the dataclass that the constructor's annotation names.
     """
-    hints = _hints(cls)
-    return cls(**{key: _convert(value, hints[key]) for key, value in section.items()}, **handed_in)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    """Return the annotations of the constructor's parameters."""
     owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
     annotated = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
-    return typing.get_type_hints(annotated, include_extras=True)
-
-
-def _missing_members(value: Any, annotation: Any) -> list[str]:
-    """Return the public members of a protocol that `value` lacks; none without a value or if it is no protocol."""
-    if value is None or not getattr(annotation, "_is_protocol", False):
-        return []
-    bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
-    members = dict.fromkeys(name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", ())))
-    missing = object()  # members are not read, since a property may take long
-    return [
-        name for name in members if not name.startswith("_") and inspect.getattr_static(value, name, missing) is missing
-    ]
+    hints = typing.get_type_hints(annotated, include_extras=True)
+    return cls(**{key: _convert(value, hints[key]) for key, value in section.items()}, **handed_in)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
