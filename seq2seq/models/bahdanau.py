@@ -7,7 +7,7 @@ from common.nn.recurrent import CellName, Recurrent, is_real
 from common.types import Fraction, Layers, Positive
 from seq2seq.models.alignment import AdditiveAlignment
 from seq2seq.models.deep_output import DeepOutput
-from seq2seq.models.recurrent import Bridge, RecurrentTranslator, State, Tying, attend, run, stacked
+from seq2seq.models.recurrent import Bridge, RecurrentTranslator, State, Tying, attend, run
 
 
 class Bahdanau(RecurrentTranslator):
@@ -93,5 +93,5 @@ class Bahdanau(RecurrentTranslator):
             context = attend(self.cross_attention, state, previous).to(x.dtype)  # (R, 1, 2 H)
             outputs.append(run(self.decoder, state, torch.cat([word, context], -1))[:, 0])
             contexts.append(context[:, 0])
-        features: Tensor = self.deep_output(stacked(outputs), x, stacked(contexts))
+        features: Tensor = self.deep_output(torch.stack(outputs, 1), x, torch.stack(contexts, 1))
         return features

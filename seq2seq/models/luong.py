@@ -8,7 +8,7 @@ from common.nn.linear import Linear
 from common.nn.recurrent import CellName, CellState, Recurrent, is_real, reverse_rows
 from common.types import Fraction, Layers, Positive
 from seq2seq.models.alignment import Score, luong_alignment
-from seq2seq.models.recurrent import RecurrentTranslator, State, Tying, attend, run, stacked
+from seq2seq.models.recurrent import RecurrentTranslator, State, Tying, attend, run
 
 
 class Luong(RecurrentTranslator):
@@ -110,7 +110,7 @@ class Luong(RecurrentTranslator):
             output = run(self.decoder, state, torch.cat([word, state.fed[:, None]], -1))  # (R, 1, H)
             state.fed = self._attentional(state, output)[:, 0]
             vectors.append(state.fed)
-        return stacked(vectors)
+        return torch.stack(vectors, 1)
 
     def _attentional(self, state: State, outputs: Tensor) -> Tensor:
         """The attentional vectors of the decoder's outputs: (R, N, H) -> (R, N, H)."""

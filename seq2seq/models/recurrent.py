@@ -3,11 +3,9 @@
 The models themselves are in rnn.py, rnn_contextual.py, bahdanau.py and luong.py, in the order in which they appeared.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -16,6 +14,7 @@ from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
 from common.nn.recurrent import CELLS, Cell, CellName, CellState, Recurrent
 from seq2seq.models.alignment import Alignment
+from seq2seq.models.transformer import refuse_too_long
 
 Tying = Literal["all", "target", "none"]
 
@@ -127,11 +126,7 @@ class RecurrentTranslator(nn.Module):
 
         Raises UserError for a source of more than `longest` tokens.
         """
-        if source.shape[1] > self.longest:
-            raise UserError(
-                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; split "
-                "it into sentences, or raise that limit."
-            )
+        refuse_too_long(source, self.longest)
         embedding = self.embedding if self.source_embedding is None else self.source_embedding
         return self.begin(self.dropout(embedding(source)), lengths.to(source.device))
 
@@ -177,11 +172,6 @@ def attend(attention: Alignment, state: State, queries: Tensor) -> Tensor:
     grouped = queries.reshape(state.memory.shape[0], -1, width)  # (B W, N, H) -> (B, W N, H)
     contexts: Tensor = attention(grouped, state.keys, state.memory, state.real)
     return contexts.reshape(rows, count, -1)
-
-
-def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors (R, ...) of N steps -> (R, N, ...)."""
-    return torch.stack([*parts], 1)
 
 
 def _cells_of(model: nn.Module) -> list[tuple[str, Cell]]:
