@@ -14,7 +14,7 @@ class Hypotheses:
 
     The cache of a sentence holds the keys and values of all K tokens that were decoded for it, in one sequence. A token
     attends only to its ancestors: itself and the tokens before it in its hypothesis. Reordering hypotheses changes only
-    `ancestors`; keys and values are copied only when sentences are removed.
+    `ancestors`; keys and values are copied only when sentences are removed or change their order.
     """
 
     caches: list[BlockCache]  # one for each block of the decoder
@@ -54,7 +54,7 @@ class Hypotheses:
         sentences: Tensor = (rows // self.ancestors.shape[1]).unique_consecutive()  # (B',)
         before = self.ancestors.shape[0]
         self.ancestors = self.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
-        if len(sentences) == before and torch.equal(sentences, torch.arange(before, device=rows.device)):
+        if torch.equal(sentences, torch.arange(before, device=rows.device)):
             return None
         for cache in (cache for block in self.caches for cache in block):
             if cache is not None:

@@ -6,6 +6,7 @@ The models themselves are in rnn.py, rnn_contextual.py, bahdanau.py and luong.py
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -24,7 +25,7 @@ class State:
     """The state of decoding B sentences with R rows: W hypotheses for each sentence, side by side.
 
     Reordering hypotheses copies the tensors with R rows. What is computed from the source alone is stored once for each
-    sentence, and selected only when sentences are removed.
+    sentence, and selected only when sentences are removed or change their order.
     """
 
     hidden: list[CellState]  # of each layer of the decoder; (R, H) each
@@ -42,7 +43,7 @@ class State:
             return State(hidden, context, fed)
         count = self.memory.shape[0]
         sentences = (rows // (self.hidden[0][0].shape[0] // count)).unique_consecutive()  # (B',)
-        if sentences.shape[0] == count:
+        if torch.equal(sentences, torch.arange(count, device=rows.device)):
             return State(hidden, context, fed, self.memory, self.keys, self.real)
         return State(hidden, context, fed, self.memory[sentences], self.keys[sentences], self.real[sentences])
 

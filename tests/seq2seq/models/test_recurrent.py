@@ -224,6 +224,17 @@ def test_hypotheses_may_be_reordered_repeated_and_omitted(name: str) -> None:
 
 @all_models
 @torch.no_grad()
+def test_sentences_may_be_reordered(name: str) -> None:
+    model, (source, lengths), targets = randomised(name), sentences([4, 2, 3]), shifted(sentences([5, 5, 5])[0])
+    state, order = model.encode(source, lengths), torch.tensor([2, 0, 1])
+    model.step(state, targets[:, :4])
+    logits = model.step(model.reorder(state, order), targets[order, 4])
+    expected = model(source[order], lengths[order], targets[order])[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT)
+
+
+@all_models
+@torch.no_grad()
 def test_a_prompt_of_several_tokens_is_that_many_steps(name: str) -> None:
     model, (source, lengths) = randomised(name), sentences([4, 2, 3])
     prompts = shifted(sentences([5, 5, 5])[0])
