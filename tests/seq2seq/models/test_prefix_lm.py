@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.decoding.contract import Hypothesis
 from common.decoding.decode import decode
 from common.decoding.given import score
 from common.errors import UserError
@@ -18,20 +17,14 @@ from common.machine.seeds import generator
 from common.nn.positions import sine
 from seq2seq.models.prefix_lm import PrefixLm
 from seq2seq.models.transformer import TranslatorBlockOptions
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
-from tests.searching import BEAM as OPTIONS
+from seq2seq.tokenizers.bpe import BOS, PAD, SPECIAL
+from tests import translating
+from tests.translating import ENTRIES, Uncached, assert_close, check_reordering, sentences, shifted
 
-ENTRIES, WIDTH, HEADS, FEEDFORWARD, LAYERS = 24, 16, 4, 24, 2
+WIDTH, HEADS, FEEDFORWARD, LAYERS = 16, 4, 24, 2
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64, two layers with values of size ten
 BLOCKS: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0, "norm_eps": 1e-5}
-GREEDY = replace(
-    OPTIONS, method="greedy", beam=3, penalty="gnmt", alpha=0.6, candidates=1, longest_factor=0.5, longest_extra=8
-)
-SEARCHES = {
-    "greedy": GREEDY,
-    "beam": replace(GREEDY, method="beam", candidates=3),
-    "sample": replace(GREEDY, method="sample", candidates=2),
-}
+SEARCHES = {method: replace(options, longest_extra=8) for method, options in translating.SEARCHES.items()}
 variants = pytest.mark.parametrize(
     ("prefix", "target_positions", "pre_norm"),
     [("full", "restart", True), ("full", "continue", False), ("causal", "continue", True), ("causal", "restart", True)],
@@ -52,20 +45,6 @@ def randomised(dtype: torch.dtype = torch.float64, **changes: Any) -> PrefixLm:
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=rng)
     return model
-
-
-def sentences(lengths: list[int], padding: int = 0) -> tuple[Tensor, Tensor]:
-    """Sentences of random words that end with EOS, padded to the longest plus `padding`, and their lengths."""
-    rng = generator("sentences", *lengths)
-    rows = torch.full((len(lengths), max(lengths) + padding), PAD)
-    for row, length in zip(rows, lengths, strict=True):
-        row[:length] = torch.randint(4, ENTRIES, (length,), generator=rng)
-        row[length - 1] = EOS
-    return rows, torch.tensor(lengths)
-
-
-def shifted(target_out: Tensor) -> Tensor:
-    return torch.cat([torch.full_like(target_out[:, :1], BOS), target_out[:, :-1]], 1)
 
 
 def other(words: Tensor) -> Tensor:
@@ -199,23 +178,6 @@ def test_only_with_a_full_prefix_do_source_words_see_those_after_them(prefix: st
 # With a cache and without.
 
 
-class Uncached:
-    """The model without its cache: every step passes all tokens so far through `forward`."""
-
-    def __init__(self, model: PrefixLm):
-        self.model = model
-
-    def encode(self, source: Tensor, lengths: Tensor) -> list[Tensor]:
-        return [source, lengths, source.new_empty(len(source), 0)]
-
-    def step(self, state: list[Tensor], tokens: Tensor) -> Tensor:
-        state[2] = torch.cat([state[2], tokens if tokens.ndim == 2 else tokens[:, None]], 1)
-        return self.model(*state)[:, -1]
-
-    def reorder(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
-        return [part[rows] for part in state]
-
-
 @variants
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -230,11 +192,6 @@ def test_steps_are_teacher_forcing(
         logits = [model.step(state, target[:, 0] if given == 1 else target[:, :given])]
         logits += [model.step(state, target[:, t]) for t in range(given, 8)]
         torch.testing.assert_close(torch.stack(logits, 1), expected[:, given - 1 :], rtol=0, atol=tolerance)
-
-
-def assert_close(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    for a, b in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
-        assert a.tokens == b.tokens and a.score == pytest.approx(b.score, abs=1e-10)
 
 
 @variants
@@ -257,24 +214,8 @@ def test_a_translation_depends_neither_on_the_cache_nor_on_its_batch(
 
 
 @variants
-@torch.no_grad()
 def test_hypotheses_may_be_reordered_repeated_and_omitted(prefix: str, target_positions: str, pre_norm: bool) -> None:
-    """One to four random hypotheses of each sentence, many with the same parent; some sentences are removed."""
-    model, rng = randomised(prefix=prefix, target_positions=target_positions, pre_norm=pre_norm), generator("rows")
-    uncached, (source, lengths) = Uncached(model), sentences([4, 1, 7, 2, 5])
-    state, expected_state, count, width = model.encode(source, lengths), uncached.encode(source, lengths), 5, 1
-    tokens = torch.full((5,), BOS)
-    for n in range(10):
-        torch.testing.assert_close(model.step(state, tokens), uncached.step(expected_state, tokens), **EXACT)
-        remaining = torch.arange(count)
-        if n in (3, 6):
-            remaining = remaining[torch.randperm(count, generator=rng)[:-1].sort().values]
-        new_width = int(torch.randint(1, 5, (), generator=rng))
-        rows = (remaining[:, None] * width + torch.randint(width, (len(remaining), new_width), generator=rng)).flatten()
-        state, expected_state = model.reorder(state, rows), uncached.reorder(expected_state, rows)
-        count, width = len(remaining), new_width
-        tokens = torch.randint(3, ENTRIES, (count * width,), generator=rng)
-    assert count == 3
+    check_reordering(randomised(prefix=prefix, target_positions=target_positions, pre_norm=pre_norm), EXACT["atol"])
 
 
 @torch.no_grad()

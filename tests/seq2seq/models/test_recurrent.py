@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.config.check import build
 from common.config.compose import configure
@@ -22,16 +22,21 @@ from seq2seq.models.recurrent import RecurrentTranslator
 from seq2seq.models.rnn import EncoderDecoder
 from seq2seq.models.rnn_contextual import ContextualEncoderDecoder
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
-from tests.searching import BEAM as OPTIONS
-from tests.stepwise import Compared, Uncached
-
-EXACT = 1e-10  # float64, a few layers with values of size one
-ENTRIES, WIDTH = 24, 16
-GREEDY = replace(
-    OPTIONS, method="greedy", beam=3, penalty="gnmt", alpha=0.6, candidates=1, longest_factor=0.5, longest_extra=5
+from tests.translating import (
+    BEAM,
+    ENTRIES,
+    EXACT,
+    GREEDY,
+    SEARCHES,
+    Compared,
+    Uncached,
+    assert_close,
+    check_reordering,
+    sentences,
+    shifted,
 )
-BEAM, SAMPLE = replace(GREEDY, method="beam", candidates=3), replace(GREEDY, method="sample", candidates=2)
-SEARCHES = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
+
+WIDTH = 16
 COMMON: dict[str, Any] = {
     "vocabularies": (ENTRIES, ENTRIES),
     "joint": True,
@@ -82,28 +87,6 @@ def randomised(name: str, ends: float = 0.0, dtype: torch.dtype = torch.float64,
         lambda _, inputs, logits: logits + ends * (torch.arange(logits.shape[-1]) == EOS)
     )
     return model
-
-
-def sentences(lengths: list[int], vocabulary: int = ENTRIES, padding: int = 0) -> tuple[Tensor, Tensor]:
-    """Sentences of random words that end with EOS, padded to the longest plus `padding`, and their lengths."""
-    rng = generator("sentences", *lengths)
-    rows = torch.full((len(lengths), max(lengths) + padding), PAD)
-    for row, length in zip(rows, lengths, strict=True):
-        row[:length] = torch.randint(4, vocabulary, (length,), generator=rng)
-        row[length - 1] = EOS
-    return rows, torch.tensor(lengths)
-
-
-def shifted(target_out: Tensor) -> Tensor:
-    """Targets shifted right, with BOS first."""
-    return torch.cat([torch.full_like(target_out[:, :1], BOS), target_out[:, :-1]], 1)
-
-
-def assert_close(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    for pair in zip(actual, expected, strict=True):
-        for a, b in zip(*pair, strict=True):
-            assert a.tokens == b.tokens
-            assert a.score == pytest.approx(b.score, abs=EXACT)
 
 
 # Invariances.
@@ -201,25 +184,8 @@ def test_every_step_of_a_search_gives_the_logits_of_teacher_forcing(
 
 
 @all_models
-@torch.no_grad()
 def test_hypotheses_may_be_reordered_repeated_and_omitted(name: str) -> None:
-    """One to four random hypotheses of each sentence, many with the same parent; some sentences are removed."""
-    compared = Compared(randomised(name), EXACT)
-    rng = generator("hypotheses", 0)
-    source, lengths = sentences([4, 1, 7, 2, 5])
-    state, sentence_count, width = compared.encode(source, lengths), 5, 1
-    rows = torch.full((5,), BOS)
-    for n in range(14):
-        compared.step(state, rows)
-        remaining = torch.arange(sentence_count)
-        if n in (3, 6, 7):
-            remaining = remaining[torch.randperm(sentence_count, generator=rng)[:-1].sort().values]
-        new_width = int(torch.randint(1, 5, (), generator=rng))
-        parents = torch.randint(width, (len(remaining), new_width), generator=rng)
-        state = compared.reorder(state, (remaining[:, None] * width + parents).flatten())
-        sentence_count, width = len(remaining), new_width
-        rows = torch.randint(3, ENTRIES, (sentence_count * width,), generator=rng)
-    assert sentence_count == 2 and {*compared.rows} > {5}
+    check_reordering(randomised(name), EXACT)
 
 
 @all_models

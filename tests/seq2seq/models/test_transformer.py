@@ -18,14 +18,19 @@ from common.errors import UserError
 from common.machine.seeds import generator
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
-from tests.searching import BEAM as OPTIONS
-
-EXACT = 1e-10  # float64, a few layers with values of size one
-GREEDY = replace(
-    OPTIONS, method="greedy", beam=3, penalty="gnmt", alpha=0.6, candidates=1, longest_factor=0.5, longest_extra=5
+from tests.translating import (
+    BEAM,
+    EXACT,
+    GREEDY,
+    SEARCHES,
+    Compared,
+    Uncached,
+    assert_close,
+    check_reordering,
+    sentences,
+    shifted,
 )
-BEAM, SAMPLE = replace(GREEDY, method="beam", candidates=3), replace(GREEDY, method="sample", candidates=2)
-SEARCHES = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
+
 BLOCKS = {"pre_norm": False, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0, "norm_eps": 1e-5}
 DIMENSIONS: dict[str, Any] = {
     "vocabularies": (24, 24),
@@ -58,28 +63,6 @@ def randomised(ends: float = 0.0, dtype: torch.dtype = torch.float64, **changes:
         nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=rng)
     model.output_bias.data[EOS] += ends
     return model
-
-
-def sentences(lengths: list[int], vocabulary: int = 24, padding: int = 0) -> tuple[Tensor, Tensor]:
-    """Sentences of random words that end with EOS, padded to the longest plus `padding`, and their lengths."""
-    rng = generator("sentences", *lengths)
-    rows = torch.full((len(lengths), max(lengths) + padding), PAD)
-    for row, length in zip(rows, lengths, strict=True):
-        row[:length] = torch.randint(4, vocabulary, (length,), generator=rng)
-        row[length - 1] = EOS
-    return rows, torch.tensor(lengths)
-
-
-def shifted(target_out: Tensor) -> Tensor:
-    """Targets shifted right, with BOS first."""
-    return torch.cat([torch.full_like(target_out[:, :1], BOS), target_out[:, :-1]], 1)
-
-
-def assert_close(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    for pair in zip(actual, expected, strict=True):
-        for a, b in zip(*pair, strict=True):
-            assert a.tokens == b.tokens
-            assert a.score == pytest.approx(b.score, abs=EXACT)
 
 
 # Initialisation.
@@ -288,43 +271,6 @@ def test_autocast_to_bf16_gives_almost_the_same_logits() -> None:
 # With a cache and without.
 
 
-class Uncached:
-    """The model without its cache: every step passes all tokens so far through `forward`."""
-
-    def __init__(self, model: Transformer):
-        self.model = model
-
-    def encode(self, source: Tensor, lengths: Tensor) -> list[Tensor]:
-        return [source, lengths, source.new_empty(len(source), 0)]
-
-    def step(self, state: list[Tensor], tokens: Tensor) -> Tensor:
-        state[2] = torch.cat([state[2], tokens[:, None]], 1)
-        return self.model(*state)[:, -1]
-
-    def reorder(self, state: list[Tensor], rows: Tensor) -> list[Tensor]:
-        return [part[rows] for part in state]
-
-
-class Compared:
-    """The model with its cache, compared at every step with the model without it."""
-
-    def __init__(self, model: Transformer, tolerance: float):
-        self.cached, self.uncached, self.tolerance = model, Uncached(model), tolerance
-        self.rows: list[int] = []
-
-    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Any, Any]:
-        return self.cached.encode(source, lengths), self.uncached.encode(source, lengths)
-
-    def step(self, state: tuple[Any, Any], tokens: Tensor) -> Tensor:
-        self.rows.append(len(tokens))
-        logits, expected = self.cached.step(state[0], tokens), self.uncached.step(state[1], tokens)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=self.tolerance)
-        return logits
-
-    def reorder(self, state: tuple[Any, Any], rows: Tensor) -> tuple[Any, Any]:
-        return self.cached.reorder(state[0], rows), self.uncached.reorder(state[1], rows)
-
-
 # float32: sums of some dozens of terms of size one through four layers
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, EXACT)])
 
@@ -344,25 +290,8 @@ def test_a_search_with_a_cache_gives_the_same_as_without(method: str, dtype: tor
 
 @precisions
 @both_orders
-@torch.no_grad()
 def test_hypotheses_may_be_reordered_repeated_and_omitted(pre_norm: bool, dtype: torch.dtype, tolerance: float) -> None:
-    """One to four random hypotheses of each sentence, many with the same parent; some sentences are removed."""
-    compared = Compared(randomised(dtype=dtype, pre_norm=pre_norm), tolerance)
-    rng = generator("hypotheses", 0)
-    source, lengths = sentences([4, 1, 7, 2, 5])
-    state, sentence_count, width = compared.encode(source, lengths), 5, 1
-    rows = torch.full((5,), BOS)
-    for n in range(14):
-        compared.step(state, rows)
-        remaining = torch.arange(sentence_count)
-        if n in (3, 6, 7):
-            remaining = remaining[torch.randperm(sentence_count, generator=rng)[:-1].sort().values]
-        new_width = int(torch.randint(1, 5, (), generator=rng))
-        parents = torch.randint(width, (len(remaining), new_width), generator=rng)
-        state = compared.reorder(state, (remaining[:, None] * width + parents).flatten())
-        sentence_count, width = len(remaining), new_width
-        rows = torch.randint(3, 24, (sentence_count * width,), generator=rng)
-    assert sentence_count == 2 and {*compared.rows} > {5}
+    check_reordering(randomised(dtype=dtype, pre_norm=pre_norm), tolerance)
 
 
 @pytest.mark.parametrize(("penalty", "alpha"), [("none", 1.0), ("average", 1.0), ("gnmt", 0.6)])
