@@ -28,8 +28,10 @@ STATES: dict[str, dict[str, Any]] = {  # each wing's task state, as in a checkpo
     "vit": {"classes": ["cat", "dog", "emu"], "palette": [[-1.0], [0.0], [1.0]], "lossless": True},
     "seq2seq": {
         "tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()],
-        **{"tokenizer": word_piece().state(), "classes": ["cat", "dog", "emu"]},
-        **{"words": [f"word{i}" for i in range(600)], "counts": [*range(600, 0, -1)]},
+        "tokenizer": word_piece().state(),
+        "classes": ["cat", "dog", "emu"],
+        "words": [f"word{i}" for i in range(600)],
+        "counts": [*range(600, 0, -1)],
     },
 }
 DATA = compose.choices_of("data")

@@ -80,7 +80,7 @@ def mask_batch(
     return Masked(torch.from_numpy(inputs), indices, torch.from_numpy(targets).flatten()[indices], counts)
 
 
-def number(length: int, options: MaskOptions) -> int:
+def mask_count(length: int, options: MaskOptions) -> int:
     """How many tokens of a text of `length` tokens, its special entries included, are masked, if it has as many."""
     return max(1, round(options.share * length))
 
@@ -94,7 +94,7 @@ def select(
     skipped, as by the authors. If all words are too long, the first tokens of the first one are selected.
     """
     candidates = np.flatnonzero(~entries.fixed[tokens])
-    count = min(number(len(tokens), options), len(candidates))
+    count = min(mask_count(len(tokens), options), len(candidates))
     if not options.whole_words or not count:
         return rng.permutation(candidates)[:count]
     begins = entries.begins_word[tokens[candidates]]

@@ -53,7 +53,7 @@ class WordTargets(Protocol):
 
 
 class NegativeSampling:
-    """A word is told from K words that are sampled in proportion to count ** exponent (0.75 in word2vec.c).
+    """A word is distinguished from K words that are sampled in proportion to count ** exponent (0.75 in word2vec.c).
 
     A sampled word that is the word itself is inactive, as in word2vec.c. Section 2.2.
     """

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from seq2seq.criterion.masking import Entries, MaskOptions, mask_batch, number, select
+from seq2seq.criterion.masking import Entries, MaskOptions, mask_batch, mask_count, select
 
 PUBLISHED = MaskOptions(share=0.15, replaced=0.8, random=0.1, whole_words=False)
 WORDS = MaskOptions(share=0.15, replaced=0.8, random=0.1, whole_words=True)
@@ -25,7 +25,7 @@ def text(length: int, seed: int = 0) -> np.ndarray:
 )
 def test_the_number_of_masked_tokens_is_exact_and_counts_special_entries(length, expected):
     """round(0.15 * 10) = round(1.5) = 2 and round(0.15 * 30) = round(4.5) = 4, as Python rounds, and the authors."""
-    assert number(length, PUBLISHED) == expected
+    assert mask_count(length, PUBLISHED) == expected
     masked = mask_batch([text(length)], [0], PUBLISHED, ENTRIES)
     assert masked.counts == [expected] and len(masked.selected) == len(masked.targets) == expected
 
@@ -80,7 +80,7 @@ def test_whole_words_are_masked_together():
     for seed in range(200):
         row = text(60, seed)
         positions = np.sort(select(row, WORDS, ENTRIES, np.random.default_rng(seed)))
-        assert 1 <= len(positions) <= number(60, WORDS)
+        assert 1 <= len(positions) <= mask_count(60, WORDS)
         begins = ENTRIES.begins_word[row]
         begins[1] = True  # the first token of a text
         for position in positions.tolist():
