@@ -41,6 +41,7 @@ def decode(
             All prompts must have the same length.
     """
     assert options.method != "given", "given answers are scored, not decoded"
+    assert on_tokens is None or options.method != "beam", "hypotheses of a beam change after they were reported"
     sentence_ids = range(len(source)) if ids is None else ids
     answers: dict[int, list[Hypothesis]] = {}
     for rows, group in group_by_length(prompts or [[special.begin]] * len(source), source.device):

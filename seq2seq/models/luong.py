@@ -96,9 +96,9 @@ class Luong(RecurrentTranslator):
         memory, finals = self.encoder(reverse_rows(x, lengths) if self.reverse_source else x, lengths)
         memory = reverse_rows(memory, lengths) if self.reverse_source else memory  # (B, S, H)
         hidden = _joined(finals) if self.bidirectional else finals
-        fed = x.new_zeros(x.shape[0], self.width) if self.input_feeding else None
+        attentional = x.new_zeros(x.shape[0], self.width) if self.input_feeding else None
         keys, real = self.cross_attention.project(memory), is_real(lengths, x.shape[1])
-        return State(hidden, fed=fed, memory=memory, keys=keys, real=real)
+        return State(hidden, attentional=attentional, memory=memory, keys=keys, real=real)
 
     def advance(self, state: State, x: Tensor) -> Tensor:
         """See `RecurrentTranslator.advance`."""
@@ -106,10 +106,10 @@ class Luong(RecurrentTranslator):
             return self._attentional(state, run(self.decoder, state, x))
         vectors = []
         for word in x.split(1, 1):  # (R, 1, E)
-            assert state.fed is not None
-            output = run(self.decoder, state, torch.cat([word, state.fed[:, None]], -1))  # (R, 1, H)
-            state.fed = self._attentional(state, output)[:, 0]
-            vectors.append(state.fed)
+            assert state.attentional is not None
+            output = run(self.decoder, state, torch.cat([word, state.attentional[:, None]], -1))  # (R, 1, H)
+            state.attentional = self._attentional(state, output)[:, 0]
+            vectors.append(state.attentional)
         return torch.stack(vectors, 1)
 
     def _attentional(self, state: State, outputs: Tensor) -> Tensor:

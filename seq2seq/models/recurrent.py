@@ -30,7 +30,7 @@ class State:
 
     hidden: list[CellState]  # of each layer of the decoder; (R, H) each
     context: Tensor | None = None  # the source as one vector for all steps (R, C), in a model that has one
-    fed: Tensor | None = None  # the last attentional vector (R, H), with input feeding
+    attentional: Tensor | None = None  # the last attentional vector (R, H), with input feeding
     memory: Tensor | None = None  # the encoder's output (B, S, M), in a model with attention
     keys: Tensor | None = None  # its projection, with which queries are compared (B, S, A)
     real: Tensor | None = None  # which positions are not padding (B, S) boolean
@@ -38,14 +38,14 @@ class State:
     def select(self, rows: Tensor) -> "State":
         """The state whose row i is the row rows[i] of this one: rows (R',) int64."""
         hidden = [tuple(part[rows] for part in layer) for layer in self.hidden]
-        context, fed = (None if part is None else part[rows] for part in (self.context, self.fed))
+        context, attentional = (None if part is None else part[rows] for part in (self.context, self.attentional))
         if self.memory is None or self.keys is None or self.real is None:
-            return State(hidden, context, fed)
+            return State(hidden, context, attentional)
         count = self.memory.shape[0]
         sentences = (rows // (self.hidden[0][0].shape[0] // count)).unique_consecutive()  # (B',)
         if torch.equal(sentences, torch.arange(count, device=rows.device)):
-            return State(hidden, context, fed, self.memory, self.keys, self.real)
-        return State(hidden, context, fed, self.memory[sentences], self.keys[sentences], self.real[sentences])
+            return State(hidden, context, attentional, self.memory, self.keys, self.real)
+        return State(hidden, context, attentional, self.memory[sentences], self.keys[sentences], self.real[sentences])
 
 
 class Bridge(nn.Module):
