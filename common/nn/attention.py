@@ -228,7 +228,8 @@ def _fused_attention(
     PyTorch's option `is_causal` lets the first query attend to the first key only. With `causal`, this module lets the
     last query attend to all keys. The two masks are equal only if N equals M; otherwise an explicit mask is passed.
     """
-    is_causal = causal and may_look is None and bias is None and bool(q.shape[2] == k.shape[2])  # not a SymBool
+    # In an export, lengths are symbolic and `==` gives a SymBool, but PyTorch's option must be a bool.
+    is_causal = causal and may_look is None and bias is None and bool(q.shape[2] == k.shape[2])
     if not is_causal:
         may_look = _combined_mask(q, k, may_look, causal)
     mask = may_look if bias is None else _masked_bias(bias.to(q.dtype), may_look)
