@@ -5,8 +5,8 @@ another program wrote also needs model=NAME. Further keys override the checkpoin
 data.image_size=384.
 
 FOLDER (default: the checkpoint's path with the suffix .export) receives the model's graphs, a file model.json that
-describes inputs, outputs and preprocessing, and the tokenizers of a translator. Each graph is written in the format of
-torch.export (.pt2) and as ONNX (.onnx), unless --format selects one of these formats. Graphs compute in fp32. They
+describes inputs, outputs and preprocessing, and the tokenizers of a model of text. Each graph is written in the format
+of torch.export (.pt2) and as ONNX (.onnx), unless --format selects one of these formats. Graphs compute in fp32. They
 accept any batch size, image size and sentence length within the limits that model.json states. Using the files does not
 require Triptych.
 
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
-    """Write a model's graphs, the tokenizer files of a translator, and model.json into `folder`.
+    """Write a model's graphs, the tokenizer files of a model of text, and model.json into `folder`.
 
     `checkpoint` is the name of the checkpoint's file, for model.json. Prints a table of the differences between the
     files' outputs and the model's. Raises OutputMismatchError if a difference is above TOLERANCE, and UserError for a

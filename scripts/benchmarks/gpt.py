@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.config.check import construct
 from common.decoding.contract import SpecialIds
 from common.decoding.decode import decode
 from common.decoding.options import DecodingOptions
@@ -32,22 +33,6 @@ PRECISIONS = ("fp32", "bf16")
 COMPARED_PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"))
 CACHES = {"": None, " static": "static"}  # names of contenders and of transformers' caches
 NO_END = SpecialIds(begin=0, end=-1, never=())  # so that every text has the maximum length
-GREEDY = DecodingOptions(
-    method="greedy",
-    beam=1,
-    penalty="none",
-    alpha=0.0,
-    stop="first",
-    candidates=1,
-    longest_factor=0.0,
-    longest_extra=1,
-    at_limit="cut",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
 
 
 def one(setting: Setting) -> Row:
@@ -70,7 +55,8 @@ def generate(setting: Setting, count: int) -> Row:
     model = peers.language_model(recipe, tiny=setting.tiny).eval()
     theirs = peers.peer(model, recipe).eval()
     prompts = peers.sample_texts(count, length, tiny=setting.tiny)
-    contenders = _generators(setting, model, theirs, prompts, tokens)
+    options = replace(construct(DecodingOptions, recipe["task"]["predict"]), method="greedy", longest_extra=tokens)
+    contenders = _generators(setting, model, theirs, prompts, options)
 
     def check() -> str:
         logits = _compare_logits(setting, model, theirs, prompts)
@@ -89,10 +75,10 @@ def generate(setting: Setting, count: int) -> Row:
 
 
 def _generators(
-    setting: Setting, model: Gpt, theirs: Any, prompts: Tensor, tokens: int
+    setting: Setting, model: Gpt, theirs: Any, prompts: Tensor, options: DecodingOptions
 ) -> dict[str, Callable[[], Texts]]:
     """Make the contenders. Each returns the new tokens of all texts."""
-    device, options = setting.device, replace(GREEDY, longest_extra=tokens)
+    device, generation = setting.device, partial(peers.generation, options.longest_extra)
     nothing = torch.empty(len(prompts), 0, dtype=torch.int64, device=device)
     lengths, rows = torch.zeros(len(prompts), dtype=torch.int64), prompts.tolist()
     on_device, real = prompts.to(device), torch.ones_like(prompts).to(device)
@@ -104,9 +90,7 @@ def _generators(
 
     def run_theirs(model: Any, cache: str | None) -> Texts:
         with torch.inference_mode():
-            generated = model.generate(
-                on_device, attention_mask=real, generation_config=peers.generation(tokens, cache)
-            )
+            generated = model.generate(on_device, attention_mask=real, generation_config=generation(cache))
         texts: Texts = generated[:, prompts.shape[1] :].tolist()
         return texts
 

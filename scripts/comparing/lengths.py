@@ -1,14 +1,17 @@
 """Compare translators by the length of the source: tables, and a picture as SVG."""
 
-import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.files.records import read_record
 
 SCORES = ("bleu", "exact_match")
+FIELDS = ("sentences", *SCORES)
+REMEDY = "delete it, and the run is left out"
 WIDTH, HEIGHT = 520, 260  # of a plot, in pixels
 LEFT, TOP, GAP = 60, 44, 70  # pixels left of and above the plot, and between two plots
 LINE = 20  # height of a line of the legend
@@ -34,10 +37,13 @@ def read_curves(folders: Sequence[Path], classes: Sequence[str]) -> list[Curve]:
     for folder, name in zip(folders, classes, strict=True):
         label = name if classes.count(name) == 1 else str(folder)
         file = folder / "predictions" / "scores.json"
-        content = _read(file) if file.is_file() else {}
+        content = read_record(file, REMEDY) if file.is_file() else {}
         if part := content.get("by_source_length"):
-            groups = {group["lengths"]: group for group in part["groups"]}
-            curves.append(Curve(str(folder), label, part["unit"], groups))
+            try:
+                groups = {group["lengths"]: {name: float(group[name]) for name in FIELDS} for group in part["groups"]}
+                curves.append(Curve(str(folder), label, part["unit"], groups))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{file} is damaged (scores by source length: {error!r}); {REMEDY}.") from error
     if not curves:
         raise UserError(
             f"--by-length: none of {len(folders)} runs has predictions/scores.json with scores by source length; "
@@ -53,7 +59,7 @@ def length_table(curves: Sequence[Curve], score: str) -> list[list[Any]]:
     """
     names = _group_names(curves)
     sentences = [next(int(c.groups[name]["sentences"]) for c in curves if name in c.groups) for name in names]
-    rows = [[curve.run, *(_number(curve.groups.get(name), score) for name in names)] for curve in curves]
+    rows = [[c.run, *(c.groups[name][score] if name in c.groups else math.nan for name in names)] for c in curves]
     return [["run", *names], ["sentences", *sentences], *rows]
 
 
@@ -109,15 +115,3 @@ def _group_names(curves: Sequence[Curve]) -> list[str]:
     """The groups of lengths of all runs, shortest first."""
     names = {name for curve in curves for name in curve.groups}
     return sorted(names, key=lambda name: int(name.strip("+").split("-")[0]))
-
-
-def _number(group: dict[str, float] | None, score: str) -> float:
-    return float("nan") if group is None else float(group[score])
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); run evaluate.py again, or delete it.") from error
-    return content if isinstance(content, dict) else {}

@@ -6,6 +6,7 @@ graph loops over the source inside one operator, so that it accepts any length.
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from torch.export import Dim
 from common.nn.recurrent import is_real
 from scripts.exporting import tokenizer_files
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
-from scripts.exporting.translation import COMPARED_LENGTHS, metadata, sample_sentences
-from scripts.verify.comparison import relative_difference
+from scripts.exporting.translation import compare_logits, metadata, sample_sentences
 from seq2seq.models.recurrent import RecurrentTranslator, State
 from seq2seq.tasks.translation import Translation
 
@@ -140,28 +140,20 @@ def plan(model: RecurrentTranslator, task: Translation) -> Plan:
     }
 
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-        return _compare(model, functions, has_memory)
+        return compare_logits(model, partial(_logits, functions))
 
     return Plan(graphs, dimensions, content, files, comparisons, compare)
 
 
-@torch.no_grad()
-def _compare(model: RecurrentTranslator, functions: Mapping[str, GraphFunction], has_memory: bool) -> list[Comparison]:
-    """Compare the logits of the exported graphs, token by token, with those of the model's forward pass."""
-    comparisons = []
-    for count, length, steps in COMPARED_LENGTHS:
-        source, lengths, target = sample_sentences(model, count, min(length, model.longest), steps)
-        encoded, logits = functions["encoder"](source, lengths), []
-        state, memory = encoded["state"], [encoded["memory"], lengths] if has_memory else []
-        for tokens in target.unbind(1):
-            outputs = functions["decoder"](tokens.contiguous(), state, *memory)
-            state = outputs["next_state"]
-            logits.append(outputs["logits"])
-        expected = model(source, lengths, target)  # (B, T, V)
-        inputs = f"{count} x {source.shape[1]} to {steps} tokens{', padded' if count > 1 else ''}"
-        difference = relative_difference(torch.stack(logits, 1), expected)  # T x (B, V) -> (B, T, V)
-        comparisons.append(Comparison(inputs, "logits", difference))
-    return comparisons
+def _logits(functions: Mapping[str, GraphFunction], source: Tensor, lengths: Tensor, target: Tensor) -> list[Tensor]:
+    """The logits (B, V) after each target token by the exported graphs, which decode token by token."""
+    encoded, logits = functions["encoder"](source, lengths), []
+    state, memory = encoded["state"], [encoded["memory"], lengths] if "memory" in encoded else []
+    for tokens in target.unbind(1):
+        outputs = functions["decoder"](tokens.contiguous(), state, *memory)
+        state = outputs["next_state"]
+        logits.append(outputs["logits"])
+    return logits
 
 
 def _vectors(state: State) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """Export our tokenizers to files for the library `tokenizers`, which then produces the same ids without Triptych.
 
 The parts of seq2seq/tokenizers/bpe.py that are written in Python are replaced by normalizers and decoders of the
-library. The ids and the decoded texts of the two implementations are compared on sample texts. For the imported
-tokenizers of Marian (seq2seq/tokenizers/marian.py), only the lists of pieces are exported, and nothing is compared.
+library. The ids and the decoded texts of the two implementations are compared on sample texts; for the tokenizers of
+encoder-only models (seq2seq/tokenizers/vocabulary.py), only the ids. For the imported tokenizers of Marian
+(seq2seq/tokenizers/marian.py), only the lists of pieces are exported, and nothing is compared.
 """
 
 import json
@@ -93,7 +94,10 @@ def vocabulary_json(tokenizer: VocabularyTokenizer, *, begin: bool) -> str:
 
 
 def mismatch_rate(tokenizer: Tokenizer | VocabularyTokenizer, exported_json: str) -> float:
-    """Return the fraction of the sample texts that the exported tokenizer encodes or decodes differently from ours."""
+    """Return the fraction of the sample texts that the exported tokenizer encodes or decodes differently from ours.
+
+    For the tokenizer of an encoder-only model, only encoding is compared.
+    """
     exported = tokenizers.Tokenizer.from_str(exported_json)
     mismatches = 0
     for text in (texts := _sample_texts(tokenizer)):

@@ -4,7 +4,8 @@ The key-value cache is an input and an output of the decoder step.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     files, tokenizer, comparisons = tokenizer_files.export(*task.data.tokenizers())
 
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-        return _compare(model, functions)
+        return compare_logits(model, partial(_logits, functions))
 
     return Plan(graphs, dimensions, {**metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
@@ -146,26 +147,30 @@ def metadata(task: Translation) -> dict[str, Any]:
     }
 
 
+def _logits(functions: Mapping[str, GraphFunction], source: Tensor, lengths: Tensor, target: Tensor) -> list[Tensor]:
+    """The logits (B, V) after each target token by the exported graphs, which decode token by token."""
+    memory = functions["encoder"](source, lengths)["memory"]
+    past, logits = memory[..., :0, :], []
+    for tokens in target.unbind(1):
+        outputs = functions["decoder"](tokens.contiguous(), past.contiguous(), memory, lengths)
+        past = outputs["present"]
+        logits.append(outputs["logits"])
+    return logits
+
+
 @torch.no_grad()
-def _compare(model: Transformer | PrefixLm, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+def compare_logits(model: Any, decode: Callable[[Tensor, Tensor, Tensor], list[Tensor]]) -> list[Comparison]:
     """Compare the logits of the exported graphs with those of the model on random sentences.
 
-    The exported decoder runs token by token, while the model computes the logits of all target tokens in one forward
-    pass.
+    `decode` maps sources, their lengths and targets to the graphs' logits (B, V) after each target token. The model
+    computes the logits of all target tokens in one forward pass.
     """
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
         source, lengths, target = sample_sentences(model, count, min(length, model.longest), steps)
-        memory = functions["encoder"](source, lengths)["memory"]
-        past, logits = memory[..., :0, :], []
-        for tokens in target.unbind(1):
-            outputs = functions["decoder"](tokens.contiguous(), past.contiguous(), memory, lengths)
-            past = outputs["present"]
-            logits.append(outputs["logits"])
-        expected = model(source, lengths, target)  # (B, T, V)
+        computed, expected = torch.stack(decode(source, lengths, target), 1), model(source, lengths, target)
         inputs = f"{count} x {source.shape[1]} to {steps} tokens{', padded' if count > 1 else ''}"
-        difference = relative_difference(torch.stack(logits, 1), expected)  # T x (B, V) -> (B, T, V)
-        comparisons.append(Comparison(inputs, "logits", difference))
+        comparisons.append(Comparison(inputs, "logits", relative_difference(computed, expected)))  # both (B, T, V)
     return comparisons
 
 

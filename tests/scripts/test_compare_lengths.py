@@ -3,7 +3,6 @@
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -80,14 +79,19 @@ def test_the_picture_has_a_line_for_each_run_and_score_and_names_the_models(caps
     [
         (["c", "--by-length"], "none of 1 runs has predictions/scores.json with scores by source length"),
         (["a", "--length-picture", "c"], "--length-picture c cannot be written"),
-        (["d", "--by-length"], "scores.json cannot be read"),
+        (["d", "--by-length"], "scores.json is damaged"),
+        (["e", "--by-length"], "scores.json is damaged (scores by source length: KeyError('bleu'))"),
     ],
 )
-def test_mistakes_end_in_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], message: Any) -> None:
+def test_mistakes_end_in_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     run("a", "rnn", 30.0, ["1-2"])
     run("c", "seq2seq", 10.0)
     run("d", "seq2seq", 10.0)
     Path("d/predictions/scores.json").write_text("{")
+    run("e", "seq2seq", 10.0)
+    groups = [{"lengths": "1-2", "sentences": 3, "exact_match": 0.5}]
+    content = {"by_source_length": {"unit": "words", "groups": groups}}
+    Path("e/predictions/scores.json").write_text(json.dumps(content))
     assert compare.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
