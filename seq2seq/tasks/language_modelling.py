@@ -20,6 +20,7 @@ from seq2seq.data.protocol import LanguageData
 from seq2seq.evaluation.code_length import CodeLengthMetric
 from seq2seq.importing import gpt2
 from seq2seq.tasks import prompts
+from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.prompts import LINES_PER_BATCH, Group, Writer, as_line, text_after
 from seq2seq.tasks.reading import Line, lines
 from seq2seq.tokenizers import stored
@@ -54,6 +55,7 @@ class LanguageModelling:
             keep_tokenizer: whether a run that starts from a checkpoint uses the checkpoint's tokenizer. With it, each
                 embedding stands for the same token as before. Without it, the run trains a tokenizer on its own data.
         """
+        refuse_other_data(data, "amounts", "text in blocks, which language models need", "data=text or data=text_gpt2")
         self.data, self.options, self.keep_tokenizer = data, predict, keep_tokenizer
         self.unanswered: list[str] = []  # see OptionalTask
 

@@ -24,6 +24,7 @@ from seq2seq.criterion.word_targets import Targets, WordLossOptions, WordTargets
 from seq2seq.data.protocol import WordData
 from seq2seq.evaluation.word_vectors import WordVectorMetric, nearest, read_judgements, read_questions, unit_vectors
 from seq2seq.importing.word2vec import write_vectors
+from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.reading import lines
 from seq2seq.tokenizers.words import Vocabulary
 
@@ -73,6 +74,7 @@ class WordVectors:
         self, *, data: WordData, loss: WordLossOptions, predict: NeighbourOptions, evaluation: WordEvaluationOptions
     ):
         """Make the task; prediction reads no file of `data`."""
+        refuse_other_data(data, "window", "words with their contexts, which word2vec needs", "data=word_pairs")
         self.data, self.loss_options, self.options, self.evaluation = data, loss, predict, evaluation
         self.unanswered: list[str] = []
         self.rate: float | None = None
