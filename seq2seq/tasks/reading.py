@@ -26,6 +26,7 @@ from seq2seq.tokenizers.text import (
     refuse_carriage_returns,
 )
 
+LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 READ_BYTES = 1 << 16  # maximum number of bytes of one read; the capacity of a pipe on Linux
 PROMPT = "> "
 

@@ -28,7 +28,7 @@ from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.importing.embeddings import load_embeddings
 from seq2seq.tasks.fitting_data import refuse_other_data
-from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers import stored
@@ -36,7 +36,6 @@ from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
 
 CPU = torch.device("cpu")
-LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 
 
 class TranslationState(TypedDict, total=False):
