@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from common.config import published, yaml_files
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
@@ -300,6 +301,12 @@ class Command:
             group, _, name = error.missing_cfg_file.rpartition("/")
             reason = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
             return reason + did_you_mean(name, error.options or [])
+        absent = re.search(r"'([^']+)' not found", str(error))
+        if isinstance(error, InterpolationKeyError) and absent:
+            group = absent[1].partition(".")[0]
+            choice = f", or another {group}=" if group in GROUPS else ""
+            reason = f"{error.full_key} refers to the key {absent[1]}, which this config lacks"
+            return f"{reason}; give {error.full_key}= a value{choice}."
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
         key = next(iter(re.findall(r"Could not override '([^']+)'", lines[0])), None)
         if key in GROUPS:

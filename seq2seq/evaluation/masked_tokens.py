@@ -1,4 +1,4 @@
-"""Metrics of a masked language model: nats per masked token and accuracy, beside those of the words' frequencies."""
+"""Metrics of a masked language model: nats per masked token and accuracy, and the same of a unigram model."""
 
 import csv
 import math

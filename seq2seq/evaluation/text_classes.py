@@ -67,11 +67,8 @@ class TextClassMetric:
 
     def details(self) -> list[tuple[Any, ...]]:
         """Return a table with a header and a row for each class: its number of texts, precision, recall and F1."""
-        rows = zip(self.classes, self._counts(), self._of_classes(), strict=True)
-        return [
-            ("class", "texts", "precision", "recall", "f1"),
-            *((name, true, precision, recall, f1) for name, true, (_, precision, recall, f1) in rows),
-        ]
+        rows = ((name, *row) for name, row in zip(self.classes, self._of_classes(), strict=True))
+        return [("class", "texts", "precision", "recall", "f1"), *rows]
 
     def write(self, folder: Path) -> None:
         """Write `predictions.csv` with a row for each text: id, truth and predicted (names), share. Only rank 0."""
@@ -85,17 +82,14 @@ class TextClassMetric:
                 names = self.classes[sample.truth], self.classes[sample.predicted]
                 table.writerow((sample.id, *names, f"{sample.share:.6g}"))
 
-    def _counts(self) -> list[int]:
-        return [sum(sample.truth == label for sample in self.samples) for label in range(len(self.classes))]
-
     def _of_classes(self) -> list[tuple[int, float, float, float]]:
-        """True positives, precision, recall and F1 of each class; NaN for a number that is not defined."""
+        """Number of texts, precision, recall and F1 of each class; NaN for a number that is not defined."""
         rows = []
         for label in range(len(self.classes)):
             hits = sum(sample.truth == sample.predicted == label for sample in self.samples)
             true = sum(sample.truth == label for sample in self.samples)
             predicted = sum(sample.predicted == label for sample in self.samples)
-            rows.append((hits, _ratio(hits, predicted), _ratio(hits, true), _ratio(2 * hits, true + predicted)))
+            rows.append((true, _ratio(hits, predicted), _ratio(hits, true), _ratio(2 * hits, true + predicted)))
         return rows
 
 

@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.opening import read_json
 from common.errors import UserError
 from common.task import Adopted
 from common.weights import projections, unwrapping
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import floats
-from seq2seq.tokenizers import files
+from seq2seq.importing.beside import read_object, read_tokenizer
 
 TABLE = Table(
     *with_prefixes(
@@ -104,7 +103,8 @@ def adopt(content: dict[str, Any], folder: Path | None, *, classifies: bool = Fa
     dropped = [name for name in weights if name.split(".")[0] in unused]
     left_out = left_out + parts.left_out + [parts.sources[name] for name in dropped]
     weights = {name: tensor for name, tensor in weights.items() if name not in dropped}
-    state, notes = _tokenizer_state(folder, len(weights[TOKENS]))
+    tokenizer, notes = read_tokenizer(folder, len(weights[TOKENS]))
+    state: dict[str, Any] = {"tokenizer": tokenizer.state(), "token_counts": []} if tokenizer else {}
     if classifies:
         state["classes"] = _class_names(folder, len(weights["head.weight"])) if "head.weight" in weights else []
     return Adopted(weights, state, left_out, tuple(notes))
@@ -126,25 +126,9 @@ def _without_tied_output(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _tokenizer_state(folder: Path | None, entries: int) -> tuple[dict[str, Any], list[str]]:
-    """The state of the tokenizer in `folder`, empty if there is none, and notes on how it was read."""
-    path = None if folder is None else files.find(folder)
-    if path is None:
-        return {}, []
-    tokenizer, notes = files.read(path)
-    if tokenizer.size != entries:
-        raise UserError(
-            f"{path} is the tokenizer of another model: it has {tokenizer.size:,} entries, and the embeddings have "
-            f"{entries:,} rows; put the files that were published with the checkpoint beside it."
-        )
-    return {"tokenizer": tokenizer.state(), "token_counts": []}, notes
-
-
 def _class_names(folder: Path | None, count: int) -> list[str]:
     """The names of the classes in config.json (`id2label`), or "class 0", "class 1" ... if they are not there."""
-    path = None if folder is None else folder / "config.json"
-    config = read_json(path) if path is not None and path.is_file() else {}
-    labels = config.get("id2label") if isinstance(config, dict) else None
+    labels = read_object(folder, "config.json").get("id2label")
     names = [labels.get(str(i)) for i in range(count)] if isinstance(labels, dict) else []
     if len(names) == count == len({*names}) and all(isinstance(name, str) for name in names):
         return [str(name) for name in names]

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.opening import read_json
 from common.errors import UserError
 from common.task import Adopted
 from common.weights import unwrapping
 from common.weights.layers import GPT2, GPT2_MASKS, GPT2_TRANSPOSED
 from common.weights.renaming import Table, rename
 from common.weights.unwrapping import floats
-from seq2seq.tokenizers import files
+from seq2seq.importing.beside import read_object, read_tokenizer
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embedding.weight"
@@ -54,8 +53,8 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
     weights = _tied(parts.tensors)
     _check_layout(weights)
     weights = {n: t.T.contiguous() if re.fullmatch(GPT2_TRANSPOSED, n) else t for n, t in weights.items()}
-    tokenizers, notes = _tokenizer(folder, weights)
-    state = {"tokenizers": tokenizers} if tokenizers else {}
+    tokenizer, notes = read_tokenizer(folder, len(weights[EMBEDDING]))
+    state = {"tokenizers": [tokenizer.state()]} if tokenizer else {}
     return Adopted(weights, state, left_out + parts.left_out, (*notes, *_config_notes(folder)))
 
 
@@ -83,33 +82,12 @@ def _check_layout(weights: dict[str, Tensor]) -> None:
             )
 
 
-def _tokenizer(folder: Path | None, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """The state of the tokenizer in `folder`, and notes on it; two empty lists if there is none.
-
-    Raises UserError if its number of entries is not that of the weights.
-    """
-    file = files.find(folder) if folder else None
-    if file is None:
-        return [], []
-    tokenizer, notes = files.read(file)
-    entries = len(weights[EMBEDDING])
-    if tokenizer.size != entries:
-        raise UserError(
-            f"The checkpoint has {entries:,} vocabulary entries, and the tokenizer {file.name} beside it "
-            f"{tokenizer.size:,}; put the tokenizer that was published with the model into {folder}."
-        )
-    return [tokenizer.state()], notes
-
-
 def _config_notes(folder: Path | None) -> list[str]:
     """A note on what config.json in `folder` says of options that the weights do not hold; empty without such a file.
 
     Raises UserError for options that our model lacks.
     """
-    path = None if folder is None else folder / "config.json"
-    content = read_json(path) if path is not None and path.is_file() else None
-    if not isinstance(content, dict):
-        return []
+    content = read_object(folder, "config.json")
     for name, value in FIXED_OPTIONS.items():
         if content.get(name, value) != value:
             raise UserError(f"config.json beside the checkpoint says {name}={content[name]}; give {SUPPORTED}.")

@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from common.data.opening import read_json
 from common.errors import UserError
 from common.files import schema
 from common.nn.positions import sine
@@ -31,6 +30,7 @@ from common.types import Count
 from common.weights import projections
 from common.weights.renaming import Table, rename, with_prefixes
 from seq2seq.importing import layouts, marian_config
+from seq2seq.importing.beside import read_object
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import ForeignSpecialIds
@@ -84,7 +84,7 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     tensor that our Transformer does not have, and for a tokenizer whose number of entries differs from that of the
     weights.
     """
-    config, metadata = _json(folder, "config.json"), _metadata(folder)
+    config, metadata = read_object(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
         raise UserError(_refusal(f"config.json in its folder says model_type={config['model_type']}"))
     blocks, left_out = _blocks(tensors)
@@ -123,7 +123,7 @@ def target_row_order(entries: int, folder: Path) -> list[int]:
     metadata = _metadata(folder)
     if metadata and metadata["entries"] == entries:
         return torch.tensor(exported_row_order(entries)).argsort().tolist()
-    return row_order(entries, _special(_json(folder, "config.json"), entries, {}))
+    return row_order(entries, _special(read_object(folder, "config.json"), entries, {}))
 
 
 def exported_row_order(entries: int) -> list[int]:
@@ -254,24 +254,12 @@ def _metadata(folder: Path | None) -> dict[str, Any]:
 
     Raises UserError if its content does not match `Metadata`, which means that the file was altered.
     """
-    content = _json(folder, METADATA_FILE)
+    content = read_object(folder, METADATA_FILE)
     if content.get("format") != FORMAT:
         return {}
     if mistake := schema.mistake(content, Metadata, ""):
         raise UserError(f"{METADATA_FILE}, in the checkpoint's folder, was altered: {mistake}; export the model again.")
     return content
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """The object in a JSON file in `folder`; empty without such a file, or if the file holds no object.
-
-    Raises UserError if the file is not JSON.
-    """
-    path = None if folder is None else folder / name
-    if path is None or not path.is_file():
-        return {}
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
 
 
 def _refusal(reason: str) -> str:

@@ -20,8 +20,9 @@ from seq2seq.data.protocol import LanguageData
 from seq2seq.evaluation.code_length import CodeLengthMetric
 from seq2seq.importing import gpt2
 from seq2seq.tasks import prompts
-from seq2seq.tasks.prompts import LINES_PER_BATCH, Group, Writer, as_line, text_after
-from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.fitting_data import refuse_other_data
+from seq2seq.tasks.prompts import Group, Writer, as_line, text_after
+from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 from seq2seq.tokenizers import stored
 
 MAX_NAMED = 5  # maximum number of unknown characters that a message lists
@@ -54,6 +55,7 @@ class LanguageModelling:
             keep_tokenizer: whether a run that starts from a checkpoint uses the checkpoint's tokenizer. With it, each
                 embedding stands for the same token as before. Without it, the run trains a tokenizer on its own data.
         """
+        refuse_other_data(data, "amounts", "text in blocks, which language models need", "data=text or data=text_gpt2")
         self.data, self.options, self.keep_tokenizer = data, predict, keep_tokenizer
         self.unanswered: list[str] = []  # see OptionalTask
 
@@ -189,9 +191,9 @@ class LanguageModelling:
 
     @torch.no_grad()
     def stream(self, model: nn.Module, batch: Batch, write: Callable[[str], None]) -> bool:
-        """Write a prompt and its continuation token by token; False for what `answers` and `show` have to print.
+        """Write each prompt and its continuation token by token; False if `show` must print the answers instead.
 
-        That are lines of a file, several candidates, beams and scores.
+        It must for lines of a file, several candidates, beams and scores.
         """
         if not batch.get("raw") or self.options.method in ("beam", "given") or self.options.candidates > 1:
             return False

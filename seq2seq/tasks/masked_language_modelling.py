@@ -26,6 +26,7 @@ from seq2seq.criterion.masking import Entries, Masked, MaskOptions, mask_batch
 from seq2seq.data.protocol import SentenceData
 from seq2seq.evaluation.masked_tokens import MaskedTokenMetric
 from seq2seq.importing import bert as importing
+from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.single_texts import SingleTextTask, on_device_of, real_tokens
 from seq2seq.tokenizers.stored import restore_vocabulary
 
@@ -65,6 +66,12 @@ class MaskedLanguageModelling(SingleTextTask):
             masks: which tokens are masked, and what replaces them.
             predict: how blanks are filled in.
         """
+        refuse_other_data(
+            data,
+            "token_counts",
+            "sentences to mask, which masked language models need",
+            "data=sentences or data=sentences_512",
+        )
         self.data, self.masks, self.options = data, masks, predict
         self.unanswered: list[str] = []  # see OptionalTask
         self._counts: list[int] | None = None

@@ -1,5 +1,6 @@
 """Prompts: which texts the key `input` means, their continuations by a language model, and how these are printed."""
 
+import math
 import os
 import re
 import sys
@@ -9,15 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from common.decoding.contract import Decoder, Hypothesis, SpecialIds
+from common.decoding.contract import Hypothesis, SpecialIds
 from common.decoding.decode import decode
 from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.files import inputs
-from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 from seq2seq.tokenizers.protocol import TextTokenizer
 
-LINES_PER_BATCH = 64  # maximum number of prompts in one batch
 INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character, before the others are there
 
 
@@ -55,21 +55,21 @@ def continuations(
 ) -> list[list[Hypothesis]]:
     """Continue each prompt, a list of at least one token, by at most `options.longest_extra` tokens.
 
-    A continuation also ends where it reaches the context of the model, `model.longest` tokens with the prompt; the
-    prompt must fit into it. `hook` is passed to `decode`.
+    A continuation also ends at the context of the model: the prompt and all tokens after it but the last, which is
+    only predicted, are at most `model.longest`. The prompt must fit into it. `hook` is passed to `decode`.
     """
     longest = getattr(model, "longest", None)
-    room = [options.longest_extra if longest is None else longest - len(prompt) + 1 for prompt in prompts]
+    rooms = [math.inf if longest is None else longest - len(prompt) + 1 for prompt in prompts]
+    limits = [int(min(options.longest_extra, room)) for room in rooms]
     results: dict[int, list[Hypothesis]] = {}
     device = next(model.parameters()).device
-    for limit in sorted({min(options.longest_extra, count) for count in room}):
-        rows = [i for i, count in enumerate(room) if min(options.longest_extra, count) == limit]
-        nothing = torch.zeros(len(rows), 0, dtype=torch.int64, device=device)  # the source, which there is none of
+    for limit in sorted({*limits}):
+        rows = [i for i, own in enumerate(limits) if own == limit]
+        source = torch.zeros(len(rows), 0, dtype=torch.int64, device=device)  # an empty one: there is no source
         lengths = torch.zeros(len(rows), dtype=torch.int64)
-        decoder: Decoder = model
         limited = replace(options, longest_extra=limit)
         row_ids, row_prompts = [ids[i] for i in rows], [prompts[i] for i in rows]
-        hypotheses = decode(decoder, nothing, lengths, limited, special, row_ids, row_prompts, **hook)
+        hypotheses = decode(model, source, lengths, limited, special, row_ids, row_prompts, **hook)
         results |= zip(rows, hypotheses, strict=True)
     return [results[i] for i in range(len(prompts))]
 

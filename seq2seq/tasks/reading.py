@@ -1,4 +1,4 @@
-"""Read the lines that a user wants translated, from files, a pipe or a terminal.
+"""Read the lines of a user's texts, such as sentences to translate, from files, a pipe or a terminal.
 
 A line ends with a line feed, with or without a carriage return before it, as in seq2seq/tokenizers/text.py. Empty lines
 are yielded, too, so that there can be a line of output for each line of input.
@@ -26,6 +26,7 @@ from seq2seq.tokenizers.text import (
     refuse_carriage_returns,
 )
 
+LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 READ_BYTES = 1 << 16  # maximum number of bytes of one read; the capacity of a pipe on Linux
 PROMPT = "> "
 
@@ -35,7 +36,7 @@ class Line(NamedTuple):
 
     number: int  # counted from 1 over all files of the input
     text: str
-    problem: str = ""  # why the line cannot be translated; if it is set, `text` is empty
+    problem: str = ""  # why the line cannot be used; if it is set, `text` is empty
     origin: str = ""  # FILE:NUMBER, counted within the file; empty if there is only one file
 
 
@@ -91,7 +92,7 @@ def _file_groups(files: list[Path], group_size: int) -> Iterator[list[Line]]:
 def _terminal_groups() -> Iterator[list[Line]]:
     """Yield one line at a time until Ctrl-D or Ctrl-C, with line editing if standard output is also a terminal."""
     read_line: Callable[[str], str] = _input_with_prompt_on_stderr
-    if sys.stdout.isatty():  # otherwise input() would write its prompt into the translations
+    if sys.stdout.isatty():  # otherwise input() would write its prompt into the answers
         read_line = input
         with suppress(ImportError):  # not available on every system
             importlib.import_module("readline")  # importing it gives input() line editing

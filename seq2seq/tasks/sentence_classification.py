@@ -17,6 +17,7 @@ from common.types import Fraction, Positive
 from seq2seq.data.protocol import LabelledTextData
 from seq2seq.evaluation.text_classes import TextClassMetric
 from seq2seq.importing import bert as importing
+from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.single_texts import SingleTextTask, on_device_of, real_tokens
 from seq2seq.tokenizers.stored import restore_vocabulary
 
@@ -65,6 +66,7 @@ class SentenceClassification(SingleTextTask):
             loss: see ClassLossOptions.
             predict: see ClassPredictOptions.
         """
+        refuse_other_data(data, "classes", "texts with classes, which classifiers need", "data=text_classes")
         self.data, self.loss_options, self.options = data, loss, predict
         self.unanswered: list[str] = []  # see OptionalTask
         self._classes: list[str] | None = None

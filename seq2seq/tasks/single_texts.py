@@ -15,10 +15,7 @@ from common.files import inputs
 from common.report.records import Records, check_batch
 from common.task import Answer, Batch
 from seq2seq.data.protocol import SingleTextData
-from seq2seq.tasks.reading import Line, lines
-
-LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
-TOO_MANY = "has {count:,} tokens, more than model.longest={longest:,}, for which the model has positions; shorten it"
+from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 
 
 class SingleTextTask(ABC):
@@ -79,7 +76,10 @@ class SingleTextTask(ABC):
             if id in batch["problems"]:
                 reasons[i] = batch["problems"][id]
             elif longest is not None and len(tokens) > longest:
-                reasons[i] = f"it {TOO_MANY.format(count=len(tokens), longest=longest)}"
+                reasons[i] = (
+                    f"it has {len(tokens):,} tokens, more than model.longest={longest:,}, for which the model has "
+                    "positions; shorten it"
+                )
             elif reason := self.problem(torch.from_numpy(tokens)):
                 reasons[i] = reason
         return reasons

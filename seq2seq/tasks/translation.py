@@ -27,7 +27,8 @@ from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.importing.embeddings import load_embeddings
-from seq2seq.tasks.reading import Line, lines
+from seq2seq.tasks.fitting_data import refuse_other_data
+from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers import stored
@@ -35,7 +36,6 @@ from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
 
 CPU = torch.device("cpu")
-LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 
 
 class TranslationState(TypedDict, total=False):
@@ -71,6 +71,12 @@ class Translation(TranslationLoss):
                 data.
             distillation: see common.nn.distillation.DistillationOptions.
         """
+        refuse_other_data(
+            data,
+            "tokenizers",
+            "pairs of sentences, which models of translation need",
+            "data=multi30k, data=cldr or data=parallel_text",
+        )
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
         self.distillation = distillation

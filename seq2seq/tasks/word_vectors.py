@@ -4,6 +4,7 @@ Mikolov et al. 2013 (arXiv 1301.3781 and 1310.4546). What one step computes is i
 """
 
 import difflib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from seq2seq.criterion.word_targets import Targets, WordLossOptions, WordTargets
 from seq2seq.data.protocol import WordData
 from seq2seq.evaluation.word_vectors import WordVectorMetric, nearest, read_judgements, read_questions, unit_vectors
 from seq2seq.importing.word2vec import write_vectors
-from seq2seq.tasks.reading import lines
+from seq2seq.tasks.fitting_data import refuse_other_data
+from seq2seq.tasks.reading import LINES_PER_BATCH, lines
 from seq2seq.tokenizers.words import Vocabulary
 
-LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 MAX_SPELLINGS = 100_000  # the most frequent words, among which the spelling of an unknown word is searched
 SIGNS = {"+": 1, "-": -1}
 VECTOR_FILES = {"text": "vectors.txt", "binary": "vectors.bin"}
@@ -73,6 +74,7 @@ class WordVectors:
         self, *, data: WordData, loss: WordLossOptions, predict: NeighbourOptions, evaluation: WordEvaluationOptions
     ):
         """Make the task; prediction reads no file of `data`."""
+        refuse_other_data(data, "window", "words with their contexts, which word2vec needs", "data=word_pairs")
         self.data, self.loss_options, self.options, self.evaluation = data, loss, predict, evaluation
         self.unanswered: list[str] = []
         self.rate: float | None = None
@@ -165,7 +167,8 @@ class WordVectors:
         """
         network: Any = model
         if "queries" in batch:
-            return [self._answer(network, query) for query in batch["queries"]]
+            units = unit_vectors(network.vectors())
+            return [self._answer(units, query) for query in batch["queries"]]
         answers: list[Answer] = []
         for number, text in zip(batch["ids"], _passages(batch), strict=True):
             targets = self._sample_targets(text, generator("negatives", number))
@@ -174,21 +177,22 @@ class WordVectors:
         answers[0]["vectors"] = network.vectors().detach().cpu()
         return answers
 
-    def _answer(self, model: Any, query: str) -> Answer:
+    def _answer(self, units: Tensor, query: str) -> Answer:
+        """The neighbours of a query, or its problem; units (V, C) are the vectors of all words, of norm 1."""
         try:
             terms = self._parse(query)
         except UserError as error:
             return {"problem": str(error)}
         used = self.options.most_frequent or len(self.data.vocabulary)
-        units = unit_vectors(model.vectors())
         signs = torch.tensor([sign for sign, _ in terms], dtype=units.dtype, device=units.device)
         words = [word for _, word in terms]
         target = signs @ units[words]
         excluded = [word for word in words if word < used]
-        cosines, indices = nearest(units[:used], target[None], [excluded], max(0, min(self.options.neighbours, used)))
-        found = zip(cosines[0].tolist(), indices[0].tolist(), strict=True)
+        cosines, indices = nearest(units[:used], target[None], [excluded], self.options.neighbours)
+        pairs = zip(cosines[0].tolist(), indices[0].tolist(), strict=True)
         names = self.data.vocabulary.words
-        return {"neighbours": [{"word": names[i], "cosine": cosine} for cosine, i in found if cosine > -1.5]}
+        # With few words, the excluded ones, whose cosine is -inf, are among the nearest.
+        return {"neighbours": [{"word": names[i], "cosine": cosine} for cosine, i in pairs if cosine > -math.inf]}
 
     def _parse(self, query: str) -> list[tuple[int, int]]:
         """Parse "king - man + woman" to [(1, index of king), (-1, index of man), (1, index of woman)].
@@ -224,12 +228,12 @@ class WordVectors:
         if isinstance(input, dict):
             check_batch(input)
             return self.answers(model, input)
-        if isinstance(input, list | tuple):
-            return Records(self.predict(model, query) for query in input)
-        answer = self._answer(model, str(input))
-        if "problem" in answer:
-            raise UserError(answer["problem"])
-        return Records(answer["neighbours"])
+        is_list = isinstance(input, list | tuple)
+        answers = self.answers(model, {"queries": [str(query) for query in (input if is_list else [input])]})
+        if problem := next((answer["problem"] for answer in answers if "problem" in answer), None):
+            raise UserError(problem)
+        records = [Records(answer["neighbours"]) for answer in answers]
+        return Records(records) if is_list else records[0]
 
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of queries: `input` itself or, if it is a file, a pattern of files or "-", their lines.
@@ -255,8 +259,8 @@ class WordVectors:
             if "problem" in answer:
                 self.unanswered.append(f"Line {number}: {answer['problem']}")
                 continue
-            found = ", ".join(f"{record['word']} {record['cosine']:.3f}" for record in answer["neighbours"])
-            yield f"{query.strip()}: {found}"
+            neighbours = ", ".join(f"{record['word']} {record['cosine']:.3f}" for record in answer["neighbours"])
+            yield f"{query.strip()}: {neighbours}"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> None:
         """Return None, because the log shows no pictures of words."""

@@ -112,7 +112,7 @@ def test_a_tokenizer_of_another_model_is_refused(inside: Door, tmp_path: Path) -
     file = write_model(tmp_path)
     write_tokenizer(tmp_path, "vocab.json", [*VOCABULARY, "\u0120cat"])
     message = inside("predict", f"checkpoint={file}", *KEYS, "input=the cat", code=2)
-    assert f"has {ENTRIES} vocabulary entries, and the tokenizer vocab.json beside it {ENTRIES + 1}" in message
+    assert f"it has {ENTRIES + 1} entries, and the embeddings have {ENTRIES} rows" in message
 
 
 def test_without_a_tokenizer_the_file_has_no_text(inside: Door, tmp_path: Path) -> None:

@@ -128,7 +128,12 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("model=detr", "optimizer.lr=1,2"), "optimizer.lr=1,2: several values are a sweep, which needs -m"),
         (("model=detr", "optimizer.name=a(b"), "optimizer.name=a(b: not understood; write key=value"),
         (("model=detr", "seed"), "seed: not understood; write key=value"),
-        (("model=detr", "seed=${nope}"), "Interpolation key 'nope' not found."),
+        (("model=detr", "seed=${nope}"), "seed refers to the key nope, which this config lacks; give seed= a value."),
+        (
+            ("model=gpt", "data=sentences"),
+            "model.longest refers to the key data.block, which this config lacks; give model.longest= a value, or "
+            "another data=.",
+        ),
         (("model=detr", "--sweep"), "unrecognized arguments: --sweep; see --help."),
         (("model=detr", "--config-dir", "nowhere"), "--config-dir nowhere: there is no such folder."),
         (("--config-name", "trian"), "there is no trian.yaml"),

@@ -129,7 +129,7 @@ def test_a_published_file_is_read_with_its_old_names_and_what_it_has_in_addition
     of_classifier = adopt(old, None, classifies=True)
     assert {"representation.weight", "representation.bias"} <= of_classifier.weights.keys()
     assert of_classifier.task_state == {"classes": []}
-    assert "cls.predictions.bias" in of_classifier.left_out or "output_bias" not in of_classifier.weights
+    assert "cls.predictions.bias" in of_classifier.left_out and "output_bias" not in of_classifier.weights
 
 
 def test_a_file_without_prefix_and_in_half_precision_is_read():

@@ -108,8 +108,7 @@ def test_a_small_model_learns_a_few_sentences_and_the_numbers_show_it(tmp_path):
     metric.gather()
     numbers = metric.compute()
     assert numbers["nats"] < 0.5 * numbers["unigram_nats"] and numbers["accuracy"] > numbers["unigram_accuracy"]
-    whole = task.data.text_tokenizer()
-    assert len(whole.encode("man")) >= 1 and numbers["unigram_nats"] < math.log(40)
+    assert numbers["unigram_nats"] < math.log(40), "that of equal probabilities"
 
 
 def test_the_unigram_model_counts_train_and_is_stored(file):
