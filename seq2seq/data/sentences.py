@@ -197,12 +197,7 @@ def divide(rows: Ragged, longest: int) -> tuple[Ragged, NDArray[np.int64]]:
 
     Returns the pieces, in order, and the index of each piece's row. A row without tokens gives no piece.
     """
-    lengths = rows.lengths - 1
-    counts = -(-lengths // longest)
-    owners = np.repeat(np.arange(len(rows)), counts)  # (n,)
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)  # index of the first piece of each piece's row
-    starts = rows.starts[owners] + (np.arange(len(owners)) - firsts) * longest
-    return Ragged(rows.flat, starts, np.minimum(starts + longest, rows.ends[owners] - 1)), owners
+    return Ragged(rows.flat, rows.starts, rows.ends - 1).divided(longest)
 
 
 def pack(pieces: Ragged, owners: NDArray[np.int64], longest: int) -> tuple[Ragged, NDArray[np.int64]]:

@@ -4,19 +4,17 @@ The entries keep the ids that the published files give them, unlike those of bpe
 published model's embeddings are used as they are.
 """
 
-import itertools
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tokenizers
 
 from common.decoding.contract import SpecialIds
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import ENCODING_CHUNK, TokenizerOptions
+from seq2seq.tokenizers.bpe import TokenizerOptions, encode_in_chunks
 from seq2seq.tokenizers.text import Ragged
 
 
@@ -86,14 +84,7 @@ class VocabularyTokenizer(ABC):
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with `special.end`."""
-        parts, lengths, end = [np.empty(0, np.int32)], [0], self.special.end
-        remaining = iter(texts)
-        while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
-            rows = [encoding.ids for encoding in self.library.encode_batch_fast(chunk, add_special_tokens=False)]
-            lengths += [len(row) + 1 for row in rows]
-            parts.append(np.fromiter(itertools.chain.from_iterable((*row, end) for row in rows), np.int32))
-        bounds = np.cumsum(lengths, dtype=np.int64)
-        return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
+        return Ragged.of(encode_in_chunks(self.library, texts), self.special.end)
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
