@@ -94,10 +94,9 @@ class Sentences(SingleTexts):
         """Number of samples in `split`; 0 if there is no such val or test split."""
         return len(self._encode(split).tokens)
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> NDArray[np.int64]:
         """Number of tokens of each sample."""
-        costs: list[int] = self._encode(split).lengths.tolist()
-        return costs
+        return self._encode(split).lengths
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One sample: id (its index) and tokens (n,) int64; there is no augmentation."""
@@ -164,9 +163,9 @@ class Sentences(SingleTexts):
         parts, left_out = cut(list(texts.all()), shares, texts.origin)
         note = f"{left_out:,} {'line' if left_out == 1 else 'lines'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*texts.notes, *[note] * bool(left_out)]}
-        of_cut = "cut from train by a hash of the lines"
+        cut_note = "cut from train by a hash of the lines"
         return {
-            split: Texts(texts.lines, texts.rows[rows], texts.origin, notes.get(split, [of_cut] * bool(len(rows))))
+            split: Texts(texts.lines, texts.rows[rows], texts.origin, notes.get(split, [cut_note] * bool(len(rows))))
             for split, rows in parts.items()
         }
 

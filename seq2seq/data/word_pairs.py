@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.costs import equal_costs
 from common.data.fingerprints import digest
 from common.errors import UserError
 from common.machine.seeds import generator as seeded
@@ -108,9 +109,9 @@ class WordPairs:
         """The number of passages in `split`."""
         return len(self._passages(split).numbers)
 
-    def cost(self, split: Split) -> list[int]:
+    def cost(self, split: Split) -> NDArray[np.int64]:
         """1 for each passage."""
-        return [1] * self.count(split)
+        return equal_costs(1, self.count(split))
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Sample which words of a passage are kept, and the sizes of their windows; see `windows`.

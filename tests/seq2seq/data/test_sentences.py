@@ -39,7 +39,7 @@ def test_lines_are_samples_with_special_entries_and_blank_lines_are_left_out(fil
     data = data_of(file, "data.val_share=0", "data.test_share=0")
     tokenizer = data.text_tokenizer()
     assert samples(data) == [[2, *tokenizer.encode(text), 3] for text in TEXTS]
-    assert data.cost("train") == [len(row) for row in samples(data)]
+    assert data.cost("train").tolist() == [len(row) for row in samples(data)]
     assert data.count("val") == data.count("test") == 0
     assert data.where("train", 30) == f"line 33 of {file}"
     summary = "\n".join(data.summary())
