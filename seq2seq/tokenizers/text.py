@@ -76,11 +76,11 @@ class Ragged:
         return Ragged(self.flat, starts, np.minimum(starts + longest, self.ends[owners])), owners
 
     @classmethod
-    def of(cls, rows: Iterable[Iterable[int]], end: int) -> "Ragged":
+    def of(cls, rows: Iterable[list[int]], end: int) -> "Ragged":
         """Store rows of token ids as int32, each followed by the id `end`."""
         flat, bounds = array("i"), array("q", [0])
         for row in rows:
-            flat.extend(row)
+            flat.fromlist(row)
             flat.append(end)
             bounds.append(len(flat))
         positions = np.frombuffer(bounds, np.int64)

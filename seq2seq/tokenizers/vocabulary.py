@@ -135,14 +135,16 @@ def entries_mistake(entries: Sequence[str]) -> str | None:
     return None if len(counts) == len(entries) else f"the entry {counts.most_common(1)[0][0]!r} occurs twice"
 
 
-def find_special(entries: Sequence[str], names: Mapping[str, tuple[str, ...]], origin: str) -> SpecialEntries:
-    """Find the special entries by their names, the first of `names` that there is for each field.
+def find_special(
+    entries: Sequence[str], names: Mapping[str, tuple[str, ...]], origin: str, required: Sequence[str]
+) -> SpecialEntries:
+    """Find the special entries by their names: for each field, the first of its `names` that is an entry.
 
-    Raises UserError, which names `origin`, if there is no entry for `begin` or `end`.
+    Raises UserError, which names `origin`, if there is no entry for one of the fields `required`.
     """
     ids = {entry: id for id, entry in enumerate(entries)}
     special = {field: next((ids[name] for name in names[field] if name in ids), None) for field in names}
-    for field in ("begin", "end"):
+    for field in required:
         if special[field] is None:
             raise UserError(
                 f"{origin}: it has no entry {' or '.join(names[field])}, so it belongs to another tokenizer; give the "

@@ -73,12 +73,7 @@ class WordPiece(VocabularyTokenizer):
                 "model."
             )
         entries = content["entries"]
-        special = find_special(entries, SPECIAL_NAMES, origin)
-        if special.unknown is None:
-            raise UserError(
-                f"{origin}: it has no entry [UNK], so it belongs to another tokenizer; give the files that were "
-                "published with the model."
-            )
+        special = find_special(entries, SPECIAL_NAMES, origin, ["begin", "end", "unknown"])
         self.settings: Settings = content["settings"]
         library = _splitter(self.settings)
         library.model = models.WordPiece(
