@@ -54,6 +54,7 @@ class ByteBpe(VocabularyTokenizer):
     """A byte-level BPE. The special entries are recognised by their names, see `SPECIAL_NAMES`."""
 
     kind = "byte_bpe"
+    units = "bytes"
     mask_text = "<mask>"
     mask_takes_space = True
 

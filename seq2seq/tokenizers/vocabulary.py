@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
@@ -41,6 +41,7 @@ class VocabularyTokenizer(ABC):
     """
 
     kind: str  # distinguishes the states of the subclasses
+    units: Literal["bytes", "characters"]  # of which entries are made
     mask_text: str  # what stands for a blank in a user's text
     mask_takes_space: bool  # whether the white space before a blank belongs to the blank
 
@@ -53,7 +54,7 @@ class VocabularyTokenizer(ABC):
         self.library = library
         self.options = TokenizerOptions(
             kind=self.kind,  # type: ignore[arg-type]
-            pieces="characters",
+            pieces=self.units,
             vocabulary=len(self.entries),
             joint=False,
             single_digits=False,

@@ -58,6 +58,7 @@ class WordPiece(VocabularyTokenizer):
     """A WordPiece tokenizer with BERT's rules for splitting a text into words."""
 
     kind = "word_piece"
+    units = "characters"
     mask_text = "[MASK]"
     mask_takes_space = False
 
