@@ -64,8 +64,8 @@ class Text:
         val: text file or pattern of the split that selects the checkpoint. None = it is cut from train's end.
         test: text file or pattern of the split with the reported numbers. None = it is cut from train's end.
         val_share: the fraction of train's bytes to cut as val, before test; None = 0.1, but at most 1,000,000 bytes. 0
-            = no val. The cut is at the next line end or, if that is 64 KiB or half of the part away, or in the last
-            line, at the next space or character.
+            = no val. The cut is at the next line end. If there is none within 64 KiB, or within half of a part of less
+            than 128 KiB, the cut is at the next space or, without one, at the next character.
         test_share: like `val_share`, for test, which is the last part of the text.
         tokenizer: options of the tokenizer, which is trained on train only (its first 100 MB).
         block: number of tokens that are predicted in a training sample, and the longest context in evaluation.
