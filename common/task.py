@@ -74,8 +74,8 @@ class Data(Protocol):
         """Return the cost of each sample in the unit of `batch_size`, such as 1 for an image.
 
         The cost of a batch is its number of samples times the highest cost among these samples. It is at most
-        `batch_size`, unless the batch holds a single sample. For data sets of
-        millions of samples, an array is smaller than a list, and `common.data.costs.equal_costs` takes no memory.
+        `batch_size`, unless the batch holds a single sample. For data sets of millions of samples, an array is smaller
+        than a list, and `common.data.costs.equal_costs` takes no memory.
         """
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:

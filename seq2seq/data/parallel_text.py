@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.machine.seeds import mix
 from common.task import Split
 from common.types import MAX_COUNT, SPLITS, Count, Share
+from seq2seq.data.held_out import DEFAULT_SHARE, MAX_DEFAULT_COUNT, digest
 from seq2seq.data.layouts import NO_FILES, TextFolder, find_files
 from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
-
-# The share, and the maximum number, of train's different source sentences that are cut as val or test by default.
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000
 
 
 @dataclass(kw_only=True, eq=False)
@@ -132,9 +129,9 @@ class ParallelText(SentencePairs):
 
     def _cut(self, corpus: Corpus, splits: list[Split]) -> dict[Split, Corpus]:
         """Divide `corpus` into train and the `splits` that are cut from it; each pair is in at most one of them."""
-        digests = np.fromiter((_digest(text) for text in corpus.source), np.int64)  # (n,)
+        digests = np.fromiter((digest(text) for text in corpus.source), np.int64)  # (n,)
         splits_with_files: list[Split] = [split for split in ("val", "test") if self._files(split).paths]
-        held_out = {_digest(text) for split in splits_with_files for text in self._read(split).source}
+        held_out = {digest(text) for split in splits_with_files for text in self._read(split).source}
         first_rows: dict[int, int] = {}  # digest of a source sentence -> row of its first pair that can be cut
         for row, (source, target) in enumerate(zip(corpus.source, corpus.target, strict=True)):
             if source.strip() and target.strip() and digests[row] not in held_out:
@@ -159,8 +156,3 @@ class ParallelText(SentencePairs):
         pairs = f"{repeated:,} more {'pair' if repeated == 1 else 'pairs'}"
         note = f"{pairs} left out because their source sentences are in {' or '.join(splits)}"
         return {"train": replace(corpus.take(train_rows), notes=[*corpus.notes, *[note] * bool(repeated)]), **corpora}
-
-
-def _digest(text: str) -> int:
-    """A 63-bit hash. Sentences are selected in ascending order of hashes, whatever their order in the file."""
-    return mix("parts of train", text)

@@ -94,10 +94,9 @@ class Sentences(SingleTexts):
         """Number of samples in `split`; 0 if there is no such val or test split."""
         return len(self._encode(split).tokens)
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> NDArray[np.int64]:
         """Number of tokens of each sample."""
-        costs: list[int] = self._encode(split).lengths.tolist()
-        return costs
+        return self._encode(split).lengths
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One sample: id (its index) and tokens (n,) int64; there is no augmentation."""
@@ -164,9 +163,9 @@ class Sentences(SingleTexts):
         parts, left_out = cut(list(texts.all()), shares, texts.origin)
         note = f"{left_out:,} {'line' if left_out == 1 else 'lines'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*texts.notes, *[note] * bool(left_out)]}
-        of_cut = "cut from train by a hash of the lines"
+        cut_note = "cut from train by a hash of the lines"
         return {
-            split: Texts(texts.lines, texts.rows[rows], texts.origin, notes.get(split, [of_cut] * bool(len(rows))))
+            split: Texts(texts.lines, texts.rows[rows], texts.origin, notes.get(split, [cut_note] * bool(len(rows))))
             for split, rows in parts.items()
         }
 
@@ -197,12 +196,7 @@ def divide(rows: Ragged, longest: int) -> tuple[Ragged, NDArray[np.int64]]:
 
     Returns the pieces, in order, and the index of each piece's row. A row without tokens gives no piece.
     """
-    lengths = rows.lengths - 1
-    counts = -(-lengths // longest)
-    owners = np.repeat(np.arange(len(rows)), counts)  # (n,)
-    firsts = np.repeat(np.cumsum(counts) - counts, counts)  # index of the first piece of each piece's row
-    starts = rows.starts[owners] + (np.arange(len(owners)) - firsts) * longest
-    return Ragged(rows.flat, starts, np.minimum(starts + longest, rows.ends[owners] - 1)), owners
+    return Ragged(rows.flat, rows.starts, rows.ends - 1).divided(longest)
 
 
 def pack(pieces: Ragged, owners: NDArray[np.int64], longest: int) -> tuple[Ragged, NDArray[np.int64]]:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from common.data import fingerprints
 from common.data.costs import equal_costs
 from common.errors import UserError
-from common.files import inputs
 from common.machine.seeds import mix
 from common.task import Batch, Split
 from common.types import SPLITS, Positive, Share
 from seq2seq.data import docstrings, token_file
 from seq2seq.data.protocol import TextAmounts
-from seq2seq.data.text_lines import MAX_SEARCH_BYTES, TextLines
+from seq2seq.data.text_lines import MAX_SEARCH_BYTES, TextLines, text_files
 from seq2seq.data.token_file import TokenStream
 from seq2seq.tokenizers import training
 from seq2seq.tokenizers.bpe import TokenizerOptions
@@ -65,8 +64,8 @@ class Text:
         val: text file or pattern of the split that selects the checkpoint. None = it is cut from train's end.
         test: text file or pattern of the split with the reported numbers. None = it is cut from train's end.
         val_share: the fraction of train's bytes to cut as val, before test; None = 0.1, but at most 1,000,000 bytes. 0
-            = no val. The cut is at the next line end or, if that is 64 KiB or half of the part away, or in the last
-            line, at the next space or character.
+            = no val. The cut is at the next line end. If there is none within 64 KiB, or within half of a part of less
+            than 128 KiB, the cut is at the next space or, without one, at the next character.
         test_share: like `val_share`, for test, which is the last part of the text.
         tokenizer: options of the tokenizer, which is trained on train only (its first 100 MB).
         block: number of tokens that are predicted in a training sample, and the longest context in evaluation.
@@ -261,7 +260,7 @@ class Text:
         if split not in self._passages:
             name = self._files[split]
             if split != "train" and name is not None:
-                lines = TextLines(_paths(split, name))
+                lines = TextLines(text_files(f"data.{split}", name))
                 self._passages[split] = Passage(partial(lines.chunks, PIECE_BYTES), name)
             elif self.train is None:
                 self._passages[split] = _documentation(split)
@@ -275,7 +274,7 @@ class Text:
 
     def _cut_train(self, name: str) -> dict[Split, Passage]:
         """Divide train's files: the end is test, and the part before it val, unless these splits have files."""
-        lines, passages = TextLines(_paths("train", name)), dict[Split, Passage]()
+        lines, passages = TextLines(text_files("data.train", name)), dict[Split, Passage]()
         end = lines.total
         shares: dict[Split, float | None] = {"test": self.test_share, "val": self.val_share}
         for split, share in shares.items():
@@ -307,14 +306,3 @@ def _documentation(split: Split) -> Passage:
     texts = docstrings.docstrings(split)
     pieces = partial(map, "{}\n\n".format, texts)
     return Passage(pieces, docstrings.origin(), docstrings.python_version())
-
-
-def _paths(split: str, name: str) -> list[Path]:
-    """The files that a key names: one path, or those that match a pattern, sorted."""
-    path = Path(name).expanduser()
-    if not inputs.is_pattern(str(path)):
-        return [path]
-    paths = [match for match in inputs.matches(str(path)) if match.is_file()]
-    if not paths:
-        raise UserError(f"data.{split}={name}: no file matches this pattern; give a text file, or another pattern.")
-    return paths

@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
 class TextClasses(SingleTexts):
     """Texts with one class each, from files with a label and a text in each line, separated by a tab.
 
-    A text of more than `longest` tokens, the special entries included, is cut at its end. A file for val or test that
+    A text of more than `longest` tokens, the special entries included, is truncated. A file for val or test that
     is not given is cut from train by a hash of the texts. The classes are the labels of train, in the order of their
     numbers if all are whole numbers, and otherwise sorted as strings.
 
@@ -65,6 +65,7 @@ class TextClasses(SingleTexts):
         super().__post_init__()
         self._splits: dict[Split, Labelled] = {}
         self._tokens: dict[Split, Ragged] = {}
+        self._truncated: dict[Split, int] = {}  # number of texts of which `_tokens` lacks the end
         self._classes: list[str] | None = None
         self._column: int | None = {"auto": None, "first": 0, "second": 1}[self.label_column]
 
@@ -93,10 +94,9 @@ class TextClasses(SingleTexts):
         """Number of texts in `split`; 0 if there is no such val or test split."""
         return len(self._load(split).texts)
 
-    def cost(self, split: Split) -> Sequence[int]:
+    def cost(self, split: Split) -> NDArray[np.int64]:
         """Number of tokens of each text, with the special entries and after truncation."""
-        costs: list[int] = (self._encode(split).lengths + 2).tolist()
-        return costs
+        return self._encode(split).lengths + 2
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One text: id (its index), tokens (n,) int64, text and label (an index); there is no augmentation.
@@ -138,12 +138,12 @@ class TextClasses(SingleTexts):
         labelled, tokens = self._load(split), self._encode(split)
         if not labelled.texts:
             return []
-        for label in {*labelled.labels} - {*self.classes()}:
+        for label in dict.fromkeys(labelled.labels):  # in the order of the file, so that the first mistake is named
             self._label(split, labelled.labels.index(label))
-        cut_texts = int((tokens.lengths >= self.longest - 2).sum())
-        note = f"{cut_texts:,} texts have {self.longest} tokens (data.longest); longer ones are cut"
+        truncated = self._truncated[split]
+        note = f"{truncated:,} texts of more than {self.longest} tokens (data.longest) truncated"
         line = f"{len(labelled.texts):,} texts, {int(tokens.lengths.sum()):,} tokens, of {labelled.origin}"
-        return [f"{split}: {part}" for part in (line, *labelled.notes, *[note] * bool(cut_texts))]
+        return [f"{split}: {part}" for part in (line, *labelled.notes, *[note] * bool(truncated))]
 
     def _label(self, split: Split, index: int) -> int:
         label = self._load(split).labels[index]
@@ -160,6 +160,7 @@ class TextClasses(SingleTexts):
             rows = self.text_tokenizer().encode_all(self._load(split).texts)
             ends = np.minimum(rows.ends - 1, rows.starts + self.longest - 2)
             self._tokens[split] = Ragged(rows.flat, rows.starts, ends)
+            self._truncated[split] = int(np.count_nonzero(ends < rows.ends - 1))
         return self._tokens[split]
 
     def _load(self, split: Split) -> Labelled:
@@ -176,9 +177,9 @@ class TextClasses(SingleTexts):
         parts, left_out = cut(labelled.texts, shares, labelled.origin)
         note = f"{left_out:,} {'text' if left_out == 1 else 'texts'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*labelled.notes, *[note] * bool(left_out)]}
-        of_cut = ["cut from train by a hash of the texts"]
+        cut_note = ["cut from train by a hash of the texts"]
         self._splits |= {
-            name: labelled.take(rows, notes.get(name, of_cut * bool(len(rows)))) for name, rows in parts.items()
+            name: labelled.take(rows, notes.get(name, cut_note * bool(len(rows)))) for name, rows in parts.items()
         }
         return self._splits[split]
 

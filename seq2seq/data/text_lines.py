@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.files import inputs
 from seq2seq.tokenizers.text import (
     BYTE_ORDER_MARK,
     CARRIAGE_RETURN,
@@ -31,6 +32,20 @@ SPACE = ord(" ")
 CONTINUATION, CONTINUATION_MASK = 0x80, 0xC0  # the second and later bytes of a UTF-8 character are 0b10xxxxxx
 
 
+def text_files(key: str, name: str) -> list[Path]:
+    """The files that `key`=`name` stands for: one path, or the files that match a pattern such as texts/*.txt, sorted.
+
+    Raises UserError for a pattern that no file matches.
+    """
+    path = Path(name).expanduser()
+    if not inputs.is_pattern(str(path)):
+        return [path]
+    paths = [match for match in inputs.matches(str(path)) if match.is_file()]
+    if not paths:
+        raise UserError(f"{key}={name}: no file matches this pattern; give a text file, or another pattern.")
+    return paths
+
+
 class TextLines(Sequence[str]):
     """The lines of one or more text files, one file after the other, without line ends.
 
@@ -45,7 +60,6 @@ class TextLines(Sequence[str]):
         self._firsts = np.cumsum([0, *(len(file.ends) for file in self._files)])  # number of lines before each file
         self._offsets = np.cumsum([0, *(len(file.flat) for file in self._files)])  # number of bytes before each file
         self.total = int(self._offsets[-1])  # bytes of all files, with line ends
-        self.bytes_ = sum(file.text_bytes for file in self._files)  # UTF-8 bytes of all lines, without line ends
         if not any(file.has_text for file in self._files):
             names = ", ".join(map(str, self.paths)) or "an empty list of files"
             raise UserError(f"{names}: there is no text, only white space or nothing; give files with text in UTF-8.")
@@ -104,17 +118,14 @@ class _MappedFile:
     def __init__(self, path: Path):
         self.path, self.flat = path, _map(path)
         self.has_text = False
-        self._line_feeds = self._returns = self._dropped = 0
+        self._line_feeds = self._returns = 0
         parts = list(self._scan())
         last = int(self.flat[-1]) if len(self.flat) else LINE_FEED
-        if last == CARRIAGE_RETURN:  # the end of a last line without a line feed
-            self._dropped += 1
         if not self._line_feeds and self._returns > (last == CARRIAGE_RETURN):
             raise carriage_returns_error(str(path))
         if last != LINE_FEED:
             parts.append(np.array([len(self.flat)]))
         self.ends: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *parts])  # of lines, exclusive
-        self.text_bytes = len(self.flat) - self._line_feeds - self._dropped
 
     def _scan(self) -> Iterator[NDArray[np.int64]]:
         """Check the encoding; yield the positions of line feeds, and count line feeds and carriage returns."""
@@ -132,7 +143,6 @@ class _MappedFile:
             ends = np.flatnonzero(part == LINE_FEED) + start
             self._line_feeds += len(ends)
             self._returns += int(np.count_nonzero(part == CARRIAGE_RETURN))
-            self._dropped += int(np.count_nonzero(self.flat[ends[ends > 0] - 1] == CARRIAGE_RETURN))
             yield ends
 
     def line(self, index: int) -> str:

@@ -8,7 +8,6 @@ arrays, since one Python call for each pair, or even for each sentence, would ta
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.costs import equal_costs
 from common.data.fingerprints import digest
 from common.errors import UserError
-from common.files import inputs
 from common.machine.seeds import generator as seeded
 from common.task import Batch, Split
 from common.types import SPLITS, NonNegativeFloat, Positive
 from seq2seq.data import docstrings
-from seq2seq.data.text_lines import TextLines
+from seq2seq.data.text_lines import TextLines, text_files
 from seq2seq.tokenizers.text import Ragged
 from seq2seq.tokenizers.words import Vocabulary, WordOptions, count_words
 
@@ -110,9 +109,9 @@ class WordPairs:
         """The number of passages in `split`."""
         return len(self._passages(split).numbers)
 
-    def cost(self, split: Split) -> list[int]:
+    def cost(self, split: Split) -> NDArray[np.int64]:
         """1 for each passage."""
-        return [1] * self.count(split)
+        return equal_costs(1, self.count(split))
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Sample which words of a passage are kept, and the sizes of their windows; see `windows`.
@@ -221,18 +220,10 @@ class WordPairs:
             for text in docstrings.docstrings(split):
                 yield from map(self.options.words, PARAGRAPH.split(text))
             return
-        for chunk in TextLines(self._paths(split)).chunks(CHUNK):
+        name = self.files[split]
+        assert name is not None
+        for chunk in TextLines(text_files(f"data.{split}", name)).chunks(CHUNK):
             yield from map(self.options.words, chunk.split("\n"))
-
-    def _paths(self, split: Split) -> list[Path]:
-        file = self.files[split]
-        assert file is not None
-        if not inputs.is_pattern(file):
-            return [Path(file)]
-        paths = [path for path in inputs.matches(file) if path.is_file()]
-        if not paths:
-            raise UserError(f"data.{split}={file}: no file matches this pattern; give a text file, or another pattern.")
-        return paths
 
     def _origin(self, split: Split) -> str:
         return docstrings.origin() if self.files["train"] is None else str(self.files[split])

@@ -13,12 +13,11 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypedDict
 
-import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -167,14 +166,7 @@ class Tokenizer:
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with EOS."""
-        parts, lengths = [np.empty(0, np.int32)], [0]
-        remaining = iter(texts)
-        while chunk := [self._prepare(text) for text in itertools.islice(remaining, ENCODING_CHUNK)]:
-            rows = [encoding.ids for encoding in self._bpe.encode_batch_fast(chunk, add_special_tokens=False)]
-            lengths += [len(row) + 1 for row in rows]
-            parts.append(np.fromiter(itertools.chain.from_iterable((*row, EOS) for row in rows), np.int32))
-        bounds = np.cumsum(lengths, dtype=np.int64)
-        return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
+        return Ragged.of(encode_in_chunks(self._bpe, map(self._prepare, texts)), EOS)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`. PAD, BOS and EOS are left out; UNK and invalid UTF-8 become U+FFFD."""
@@ -319,6 +311,20 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     content = json.loads(bpe.to_str())
     content["added_tokens"] = []
     return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def encode_in_chunks(library: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the ids of each text, which the library encodes in parallel, `ENCODING_CHUNK` texts at a time."""
+    for chunk in chunks(texts):
+        for encoding in library.encode_batch_fast(chunk, add_special_tokens=False):
+            yield encoding.ids
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield `ENCODING_CHUNK` texts at a time."""
+    remaining = iter(texts)
+    while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
+        yield chunk
 
 
 @cache

@@ -54,6 +54,7 @@ class ByteBpe(VocabularyTokenizer):
     """A byte-level BPE. The special entries are recognised by their names, see `SPECIAL_NAMES`."""
 
     kind = "byte_bpe"
+    units = "bytes"
     mask_text = "<mask>"
     mask_takes_space = True
 
@@ -72,7 +73,8 @@ class ByteBpe(VocabularyTokenizer):
         ids = {entry: id for id, entry in enumerate(content["entries"])}
         library = tokenizers.Tokenizer(models.BPE(ids, self._merges))
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=self._space_before, use_regex=True)
-        super().__init__(content["entries"], find_special(content["entries"], SPECIAL_NAMES, origin), library)
+        special = find_special(content["entries"], SPECIAL_NAMES, origin, ["begin", "end"])
+        super().__init__(content["entries"], special, library)
         contents = [_bytes_of(entry) for entry in self.entries]
         for id in self.special_entries.ids:
             contents[id] = b""

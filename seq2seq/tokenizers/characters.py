@@ -14,7 +14,6 @@ from common.errors import UserError
 from common.files import schema
 from seq2seq.tokenizers.bpe import (
     BOS,
-    ENCODING_CHUNK,
     EOS,
     PAD,
     SPECIAL,
@@ -96,13 +95,7 @@ class Characters:
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with EOS."""
-        parts, lengths = [np.empty(0, np.int32)], [0]
-        remaining = iter(texts)
-        while chunk := [self._encode(text) for text in itertools.islice(remaining, ENCODING_CHUNK)]:
-            lengths += [len(row) + 1 for row in chunk]
-            parts.append(np.concatenate([np.append(row, np.int32(EOS)) for row in chunk]))
-        bounds = np.cumsum(lengths, dtype=np.int64)
-        return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
+        return Ragged.of(map(self.encode, texts), EOS)
 
     def unknown(self, text: str) -> list[str]:
         """Return the different characters of a text that are not entries, in the order of their first occurrence."""

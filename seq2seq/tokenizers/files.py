@@ -46,13 +46,13 @@ def read(path: Path) -> tuple[VocabularyTokenizer, list[str]]:
     Raises UserError if there is no such file, or if it is that of another kind of tokenizer.
     """
     if path.is_dir():
-        found = find(path)
-        if found is None:
+        file = find(path)
+        if file is None:
             raise UserError(
                 f"{path} has none of {LIBRARY_FILE}, {word_piece.FILE}, or {' with '.join(byte_bpe.FILES)}; give the "
                 "folder that holds the tokenizer's files."
             )
-        path = found
+        path = file
     if path.suffix == ".txt":
         return word_piece.read_vocabulary(path)
     if path.name == byte_bpe.FILES[0]:

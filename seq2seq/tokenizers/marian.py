@@ -8,14 +8,12 @@ otherwise in target_vocab.json.
 """
 
 import base64
-import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -25,7 +23,6 @@ from common.files import schema
 from common.types import Count
 from seq2seq.tokenizers import charsmap as charsmaps
 from seq2seq.tokenizers.bpe import (
-    ENCODING_CHUNK,
     EOS,
     SPECIAL,
     SPECIAL_NAMES,
@@ -33,6 +30,7 @@ from seq2seq.tokenizers.bpe import (
     UNK,
     Tokenizer,
     TokenizerOptions,
+    chunks,
 )
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
@@ -122,12 +120,7 @@ class SentencePieces:
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with EOS."""
-        rows: list[list[int]] = []
-        remaining = iter(texts)
-        while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
-            rows += [[*ids, EOS] for ids in self._encode(chunk)]
-        bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32), bounds[:-1], bounds[1:])
+        return Ragged.of((ids for chunk in chunks(texts) for ids in self._encode(chunk)), EOS)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`. PAD, BOS and EOS are left out; UNK becomes U+FFFD."""

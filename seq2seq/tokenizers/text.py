@@ -8,7 +8,8 @@ that are aligned line by line.
 import importlib
 import re
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,28 @@ class Ragged:
     def take(self, indices: NDArray[np.int64]) -> "Ragged":
         """Return the rows with these `indices`, in this order, without copying `flat`."""
         return Ragged(self.flat, self.starts[indices], self.ends[indices])
+
+    def divided(self, longest: int) -> tuple["Ragged", NDArray[np.int64]]:
+        """Divide each row into pieces of `longest` elements, the last of which may be shorter, without copying `flat`.
+
+        Returns the pieces, in order, and the index of each piece's row. An empty row gives no piece.
+        """
+        counts = -(-self.lengths // longest)  # (n,)
+        owners = np.repeat(np.arange(len(self)), counts)  # (pieces,)
+        firsts = np.repeat(np.cumsum(counts) - counts, counts)  # index of the first piece of each piece's row
+        starts = self.starts[owners] + (np.arange(len(owners)) - firsts) * longest
+        return Ragged(self.flat, starts, np.minimum(starts + longest, self.ends[owners])), owners
+
+    @classmethod
+    def of(cls, rows: Iterable[list[int]], end: int) -> "Ragged":
+        """Store rows of token ids as int32, each followed by the id `end`."""
+        flat, bounds = array("i"), array("q", [0])
+        for row in rows:
+            flat.fromlist(row)
+            flat.append(end)
+            bounds.append(len(flat))
+        positions = np.frombuffer(bounds, np.int64)
+        return cls(np.frombuffer(flat, np.int32), positions[:-1], positions[1:])
 
 
 @dataclass(frozen=True)

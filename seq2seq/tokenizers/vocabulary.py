@@ -4,19 +4,17 @@ The entries keep the ids that the published files give them, unlike those of bpe
 published model's embeddings are used as they are.
 """
 
-import itertools
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import tokenizers
 
 from common.decoding.contract import SpecialIds
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import ENCODING_CHUNK, TokenizerOptions
+from seq2seq.tokenizers.bpe import TokenizerOptions, encode_in_chunks
 from seq2seq.tokenizers.text import Ragged
 
 
@@ -43,6 +41,7 @@ class VocabularyTokenizer(ABC):
     """
 
     kind: str  # distinguishes the states of the subclasses
+    units: Literal["bytes", "characters"]  # of which entries are made
     mask_text: str  # what stands for a blank in a user's text
     mask_takes_space: bool  # whether the white space before a blank belongs to the blank
 
@@ -55,7 +54,7 @@ class VocabularyTokenizer(ABC):
         self.library = library
         self.options = TokenizerOptions(
             kind=self.kind,  # type: ignore[arg-type]
-            pieces="characters",
+            pieces=self.units,
             vocabulary=len(self.entries),
             joint=False,
             single_digits=False,
@@ -86,14 +85,7 @@ class VocabularyTokenizer(ABC):
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with `special.end`."""
-        parts, lengths, end = [np.empty(0, np.int32)], [0], self.special.end
-        remaining = iter(texts)
-        while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
-            rows = [encoding.ids for encoding in self.library.encode_batch_fast(chunk, add_special_tokens=False)]
-            lengths += [len(row) + 1 for row in rows]
-            parts.append(np.fromiter(itertools.chain.from_iterable((*row, end) for row in rows), np.int32))
-        bounds = np.cumsum(lengths, dtype=np.int64)
-        return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
+        return Ragged.of(encode_in_chunks(self.library, texts), self.special.end)
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -144,14 +136,16 @@ def entries_mistake(entries: Sequence[str]) -> str | None:
     return None if len(counts) == len(entries) else f"the entry {counts.most_common(1)[0][0]!r} occurs twice"
 
 
-def find_special(entries: Sequence[str], names: Mapping[str, tuple[str, ...]], origin: str) -> SpecialEntries:
-    """Find the special entries by their names, the first of `names` that there is for each field.
+def find_special(
+    entries: Sequence[str], names: Mapping[str, tuple[str, ...]], origin: str, required: Sequence[str]
+) -> SpecialEntries:
+    """Find the special entries by their names: for each field, the first of its `names` that is an entry.
 
-    Raises UserError, which names `origin`, if there is no entry for `begin` or `end`.
+    Raises UserError, which names `origin`, if there is no entry for one of the fields `required`.
     """
     ids = {entry: id for id, entry in enumerate(entries)}
     special = {field: next((ids[name] for name in names[field] if name in ids), None) for field in names}
-    for field in ("begin", "end"):
+    for field in required:
         if special[field] is None:
             raise UserError(
                 f"{origin}: it has no entry {' or '.join(names[field])}, so it belongs to another tokenizer; give the "

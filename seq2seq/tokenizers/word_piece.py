@@ -58,6 +58,7 @@ class WordPiece(VocabularyTokenizer):
     """A WordPiece tokenizer with BERT's rules for splitting a text into words."""
 
     kind = "word_piece"
+    units = "characters"
     mask_text = "[MASK]"
     mask_takes_space = False
 
@@ -73,12 +74,7 @@ class WordPiece(VocabularyTokenizer):
                 "model."
             )
         entries = content["entries"]
-        special = find_special(entries, SPECIAL_NAMES, origin)
-        if special.unknown is None:
-            raise UserError(
-                f"{origin}: it has no entry [UNK], so it belongs to another tokenizer; give the files that were "
-                "published with the model."
-            )
+        special = find_special(entries, SPECIAL_NAMES, origin, ["begin", "end", "unknown"])
         self.settings: Settings = content["settings"]
         library = _splitter(self.settings)
         library.model = models.WordPiece(

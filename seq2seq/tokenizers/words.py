@@ -92,8 +92,5 @@ def _without_unknown(flat: NDArray[np.int32], ends: NDArray[np.int64]) -> tuple[
     before = np.concatenate([[0], np.cumsum(known)])  # number of known words before each position
     ends = before[ends]
     starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-    pieces = -(-(ends - starts) // MAX_SENTENCE)  # of each sentence; 0 without words
-    number = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of a piece in its sentence
-    starts = np.repeat(starts, pieces) + MAX_SENTENCE * number
-    ends = np.minimum(starts + MAX_SENTENCE, np.repeat(ends, pieces))
-    return Ragged(flat[known], starts, ends), int(len(flat) - before[-1])
+    pieces, _ = Ragged(flat[known], starts, ends).divided(MAX_SENTENCE)
+    return pieces, int(len(flat) - before[-1])

@@ -197,9 +197,6 @@ def test_evaluation_has_the_batches_of_the_plain_implementation(case: str, sampl
                 assert [batch["ids"] for batch in batches] == expected[:most][rank::world]
 
 
-# Memory and time.
-
-
 def peak_memory(function: Callable[[], Any]) -> float:
     """The most memory that a call takes at once, in MiB."""
     tracemalloc.start()

@@ -36,3 +36,5 @@ def test_default_shares_are_a_tenth_and_at_most_a_thousand():
 def test_shares_that_leave_nothing_are_refused():
     with pytest.raises(UserError, match=r"data.test_share=0.9 and data.val_share=0.9 leaves nothing of the 90"):
         cut(TEXTS, {"test": 0.9, "val": 0.9}, "the file")
+    with pytest.raises(UserError, match=r"data.test_share=1.0 and data.val_share=null leaves nothing"):
+        cut(TEXTS, {"test": 1.0, "val": None}, "the file")

@@ -39,7 +39,7 @@ def test_lines_are_samples_with_special_entries_and_blank_lines_are_left_out(fil
     data = data_of(file, "data.val_share=0", "data.test_share=0")
     tokenizer = data.text_tokenizer()
     assert samples(data) == [[2, *tokenizer.encode(text), 3] for text in TEXTS]
-    assert data.cost("train") == [len(row) for row in samples(data)]
+    assert data.cost("train").tolist() == [len(row) for row in samples(data)]
     assert data.count("val") == data.count("test") == 0
     assert data.where("train", 30) == f"line 33 of {file}"
     summary = "\n".join(data.summary())
@@ -149,7 +149,7 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     (tmp_path / "empty.txt").write_text("\n   \n")
     with pytest.raises(UserError, match=r"there is no text, only white space or nothing"):
         data_of(tmp_path / "empty.txt").count("train")
-    with pytest.raises(UserError, match=r"There is no file|cannot be read"):
+    with pytest.raises(UserError, match=r"There is no file"):
         data_of(tmp_path / "missing.txt").count("train")
     with pytest.raises(UserError, match=r"data.longest=100 is more than data.batch_size=50"):
         data_of(None, "data.longest=100", "data.batch_size=50")

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import UserError
 from seq2seq.data import text_lines
-from seq2seq.data.text_lines import TextLines
+from seq2seq.data.text_lines import TextLines, text_files
 from seq2seq.tokenizers.text import read_lines
 
 Write = Callable[..., Path]
@@ -55,7 +55,6 @@ def test_the_lines_are_those_of_read_lines_however_the_file_is_scanned(
     path = write(content)
     lines = TextLines([path])
     assert [*lines] == [lines[i] for i in range(len(lines))] == [*read_lines(path)]
-    assert lines.bytes_ == sum(len(line.encode()) for line in lines)
 
 
 def test_several_files_are_one_sequence(write: Write) -> None:
@@ -66,10 +65,22 @@ def test_several_files_are_one_sequence(write: Write) -> None:
         lines[3]
 
 
+def test_a_key_names_one_file_or_those_of_a_pattern_also_in_the_home_folder(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [write("b", "b.txt"), write("a", "a.txt")]
+    (tmp_path / "c.txt").mkdir()
+    assert text_files("data.train", "~/a.txt") == [paths[1]]
+    assert text_files("data.train", "~/*.txt") == sorted(paths)
+    with pytest.raises(UserError, match=r"data.val=~/\*.md: no file matches this pattern"):
+        text_files("data.val", "~/*.md")
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
 def test_a_compressed_file_is_recognised_by_its_content(write: Write, compress: Callable[[bytes], bytes]) -> None:
     lines = TextLines([write(compress("größer\nhöher\n".encode()), "a.txt")])
-    assert [*lines] == ["größer", "höher"] and lines.bytes_ == len("größerhöher".encode())
+    assert [*lines] == ["größer", "höher"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 10, 1000])
@@ -113,6 +124,6 @@ def test_one_line_of_100_megabytes_is_read_in_chunks(write: Write) -> None:
     content = b"word " * 20_000_000
     path, start = write(content), time.perf_counter()
     lines = TextLines([path])
-    assert len(lines) == 1 and lines.bytes_ == len(content)
+    assert len(lines) == 1 and lines.total == len(content)
     assert sum(len(chunk) for chunk in lines.chunks(1 << 20)) == len(content) + 1
     assert time.perf_counter() - start < 30  # about 1 s; the limit would be missed by a quadratic loop

@@ -87,7 +87,7 @@ def peer(folder: Path) -> Any:
 
 def test_ids_and_texts_are_those_of_transformers(folder):
     tokenizer, reference = ours(folder), peer(folder)
-    assert len(reference) == tokenizer.size
+    assert len(reference) == tokenizer.size and tokenizer.options.pieces == "bytes"
     for text in texts():
         expected = reference(text, add_special_tokens=False).input_ids
         assert tokenizer.encode(text) == expected, repr(text)
@@ -146,7 +146,7 @@ def test_words_begin_with_a_space(folder):
     pieces = tokenizer.pieces(ids)
     assert "".join(pieces) == "A▁man▁is▁riding▁horses."
     assert [tokenizer.begins_word(id) for id in ids] == [piece.startswith("▁") for piece in pieces]
-    assert tokenizer.pieces(tokenizer.encode("語")[:1])[0].startswith("<0xE8>") or len(tokenizer.encode("語")) == 1
+    assert tokenizer.pieces(tokenizer.encode("☃")) == ["<0xE2>", "<0x98>", "<0x83>"], "no merge begins with 0xE2"
 
 
 def test_the_state_and_tokenizer_json_give_the_same_tokenizer(folder, tmp_path):
@@ -182,7 +182,7 @@ def test_files_of_other_tokenizers_are_refused(folder, tmp_path):
         assert "give the" in str(error.value) or "copy" in str(error.value)
 
     refuse("bytes have no entry", {"▁the": 0, "</s>": 1, "<s>": 2})
-    refuse("is not a table|its content is", ["a", "b"])
+    refuse("its content is a list", ["a", "b"])
     refuse("the ids of its .* entries are not 0 to", {**ids, "Ġ": 10_000})
     refuse("line 2 is not two entries", merges="#version: 0.2\na b c\n")
     refuse("which are not all entries", merges="#version: 0.2\nq Ġq\n")
