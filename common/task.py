@@ -291,7 +291,8 @@ class OptionalTask(Protocol):
     def set_rate(self, rate: float) -> None:
         """Receive the learning rate of the next step, `optimizer.lr` times the schedule's factor; for training only.
 
-        For a loss whose gradient is the result of several small steps, as in word2vec.
+        For a loss whose gradient is the result of several small steps, as in word2vec. The optimizer must then be SGD
+        without momentum and weight decay, whose step is the rate times the gradient.
         """
 
     def sizes(self, batch: Batch) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
-core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
-is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
+core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). MKL is faster on Intel's
+processors, where the products of a backward pass took oneDNN up to 3 times as long, and on a CPU with AVX2 only (45
+GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
 Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses
 other than parameters, and under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function
 instead, and `can_fuse` returns False.
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from common.machine import processor
+
 MAX_PACKED_ROWS = 32  # packed fp32 weights are faster (up to twice as fast) only for 2 to 32 input rows
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
@@ -25,7 +28,7 @@ _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)
 _CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
 # Whether oneDNN is faster than MKL in fp32 with unpacked weights.
-_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"
+_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2" and not processor.is_intel()
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
 

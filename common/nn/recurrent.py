@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
+from common.nn.padding import is_real
 
 CellName = Literal["gru", "lstm"]
 CellState = tuple[Tensor, ...]  # (h,) of a GRU, and (h, c) of an LSTM: (B, H) each; h is also the cell's output
@@ -157,11 +158,6 @@ class Recurrent(nn.Module):
             new.append(cell.step(cell.input(x).to(state[0].dtype), state))
             x = new[-1][0]
         return x, new
-
-
-def is_real(lengths: Tensor, count: int) -> Tensor:
-    """Which of `count` positions are not padding: lengths (B,) -> (B, count) boolean."""
-    return torch.arange(count, device=lengths.device) < lengths[:, None]
 
 
 def reverse_rows(x: Tensor, lengths: Tensor | None) -> Tensor:

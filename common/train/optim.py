@@ -102,6 +102,16 @@ def refuse_sharding(options: OptimizerOptions) -> None:
         raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
 
 
+def refuse_scaled_steps(options: OptimizerOptions) -> None:
+    """Raise UserError unless a step is the rate times the gradient, as `OptionalTask.set_rate` assumes."""
+    if options.name != "sgd" or options.momentum or options.weight_decay:
+        raise UserError(
+            f"optimizer.name={options.name}, momentum={options.momentum}, weight_decay={options.weight_decay}: the "
+            "loss of this task descends in several small steps itself, which only sgd without momentum and decay "
+            "applies unchanged; keep the model's own optimizer."
+        )
+
+
 def can_skip_update(optimizer: Optimizer) -> bool:
     """Whether `optimizer` skips an update if its attribute `found_inf` is 1.
 

@@ -116,6 +116,8 @@ class Trainer:
             if reason := getattr(run.model, "unshardable", None):
                 raise UserError(f"trainer.strategy=fsdp: {reason}; use trainer.strategy=ddp.")
             distributed.shard(run.model, on)
+        if hasattr(run.task, "set_rate"):
+            optim.refuse_scaled_steps(run.optimizer)
         options = optim.scale_to_batch(run.optimizer, run.data.batch_size)
         context = _Context(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),

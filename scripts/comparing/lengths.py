@@ -31,7 +31,8 @@ class Curve(NamedTuple):
 def read_curves(folders: Sequence[Path], classes: Sequence[str]) -> list[Curve]:
     """Read the scores by source length of runs, in this order; runs that have none are left out.
 
-    `classes` are the names of the models' classes. Raises UserError if no run has such scores, or a file is damaged.
+    `classes` are the names of the models' classes. Raises UserError if no run has such scores, a file is damaged, or
+    lengths are counted in different units.
     """
     curves = []
     for folder, name in zip(folders, classes, strict=True):
@@ -49,6 +50,10 @@ def read_curves(folders: Sequence[Path], classes: Sequence[str]) -> list[Curve]:
             f"--by-length: none of {len(folders)} runs has predictions/scores.json with scores by source length; "
             "finish the run of a translator with this version."
         )
+    first_run_of = {curve.unit: curve.run for curve in reversed(curves)}
+    if len(first_run_of) > 1:
+        found = " and ".join(f"{unit} in {run}" for unit, run in first_run_of.items())
+        raise UserError(f"--by-length: the length of a source is counted in {found}; compare runs of one language.")
     return curves
 
 

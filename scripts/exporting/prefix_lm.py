@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nn.blocks import BlockCache
+from common.nn.padding import is_real
 from scripts.exporting.caches import ConcatenatedCache, stack
 from seq2seq.models.prefix_lm import PrefixLm, State
 
@@ -38,7 +39,7 @@ class DecoderStep(nn.Module):
         lengths of the sources.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
-        real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
+        real = is_real(lengths, length)
         earlier = torch.ones(batch, before, dtype=torch.bool, device=tokens.device)
         ancestors = torch.cat([real, earlier], 1)[:, None]  # (B, 1, S + T)
         caches = [BlockCache(ConcatenatedCache(torch.cat(pair, 3))) for pair in zip(memory, past, strict=True)]

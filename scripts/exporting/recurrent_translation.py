@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from common.nn.recurrent import is_real
+from common.nn.padding import is_real
 from scripts.exporting import tokenizer_files
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.exporting.translation import compare_logits, metadata, sample_sentences

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from common.errors import UserError
 from common.nn.blocks import BlockCache
+from common.nn.padding import is_real
 from scripts.exporting import prefix_lm, tokenizer_files
 from scripts.exporting.caches import ConcatenatedCache, stack
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
@@ -59,7 +60,7 @@ class DecoderStep(nn.Module):
         lengths of the sources.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
-        real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
+        real = is_real(lengths, length)
         caches = [
             BlockCache(ConcatenatedCache(own), ConcatenatedCache(source))
             for own, source in zip(past, memory, strict=True)

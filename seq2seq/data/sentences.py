@@ -160,7 +160,9 @@ class Sentences(SingleTexts):
         texts = _texts_of(TextLines([Path(self.train).expanduser()]), self.train)
         if not shares:
             return {"train": texts}
-        parts, left_out = cut(list(texts.all()), shares, texts.origin)
+        given: list[Split] = [split for split in SPLITS if split != "train" and split not in shares]
+        others = (text for split in given for text in self._load(split).all())
+        parts, left_out = cut(list(texts.all()), shares, texts.origin, others)
         note = f"{left_out:,} {'line' if left_out == 1 else 'lines'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*texts.notes, *[note] * bool(left_out)]}
         cut_note = "cut from train by a hash of the lines"

@@ -174,7 +174,9 @@ class TextClasses(SingleTexts):
         shares: dict[Split, float | None] = {"test": self.test_share, "val": self.val_share}
         shares = {name: share for name, share in shares.items() if self._path(name) is None}
         labelled = self._read_train()
-        parts, left_out = cut(labelled.texts, shares, labelled.origin)
+        given: list[Split] = [name for name in SPLITS if name != "train" and name not in shares]
+        others = (text for name in given * bool(shares) for text in self._load(name).texts)
+        parts, left_out = cut(labelled.texts, shares, labelled.origin, others)
         note = f"{left_out:,} {'text' if left_out == 1 else 'texts'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*labelled.notes, *[note] * bool(left_out)]}
         cut_note = ["cut from train by a hash of the texts"]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from common.nn.recurrent import CellName, Recurrent, is_real
+from common.nn.padding import is_real
+from common.nn.recurrent import CellName, Recurrent
 from common.types import Fraction, Layers, Positive
 from seq2seq.models.alignment import AdditiveAlignment
 from seq2seq.models.deep_output import DeepOutput

@@ -111,10 +111,7 @@ class Gpt(nn.Module):
         padding = None if real is None else real.int().argmax(1)  # (B,)
         x = self._embed(tokens, 0, padding)
         x = self.decoder(x, may_look=None if real is None else real[:, None, None], causal=True)
-        if self.training:
-            return self._logits(x)
-        with full_precision(x.device):
-            return self._logits(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return self._logits(x)
 
     def encode(self, source: Tensor, lengths: Tensor) -> Hypotheses:
         """Make the initial state of B texts; see common.decoding.contract. There is no source: (B, 0)."""
@@ -161,9 +158,14 @@ class Gpt(nn.Module):
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The decoder's output (..., C) -> logits (..., V)."""
-        logits: Tensor = self.output(x)
-        return logits
+        """The decoder's output (..., C) -> logits (..., V), in evaluation in full precision; see `forward`."""
+        logits: Tensor
+        if self.training:
+            logits = self.output(x)
+            return logits
+        with full_precision(x.device):
+            logits = self.output(x.to(torch.promote_types(x.dtype, torch.float32)))
+            return logits
 
     def _initialise(self) -> None:
         """Initialise parameters as the authors' code does (openai/gpt-2), with the paper's scale of residual outputs.

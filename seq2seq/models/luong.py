@@ -5,7 +5,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.nn.linear import Linear
-from common.nn.recurrent import CellName, CellState, Recurrent, is_real, reverse_rows
+from common.nn.padding import is_real
+from common.nn.recurrent import CellName, CellState, Recurrent, reverse_rows
 from common.types import Fraction, Layers, Positive
 from seq2seq.models.alignment import Score, luong_alignment
 from seq2seq.models.recurrent import RecurrentTranslator, State, Tying, attend, run

@@ -16,6 +16,7 @@ from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.dropout import Dropout
 from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
+from common.nn.padding import is_real
 from common.nn.positions import Layout, sine
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat
 from seq2seq.models.hypotheses import Hypotheses
@@ -182,8 +183,7 @@ class Transformer(nn.Module):
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
         refuse_too_long(source, self.longest)
-        real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
-        real = real[:, None, None]  # (B, S) -> (B, 1, 1, S)
+        real = is_real(lengths.to(source.device), source.shape[1])[:, None, None]  # (B, S) -> (B, 1, 1, S)
         return self.encoder(self._embed_source(source), may_look=real), real
 
     def _embed_source(self, source: Tensor) -> Tensor:

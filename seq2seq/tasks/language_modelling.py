@@ -1,9 +1,8 @@
 """The task of language modelling: the next token after all before it, exact code lengths, and continuing prompts."""
 
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
@@ -21,8 +20,9 @@ from seq2seq.evaluation.code_length import CodeLengthMetric
 from seq2seq.importing import gpt2
 from seq2seq.tasks import prompts
 from seq2seq.tasks.fitting_data import refuse_other_data
+from seq2seq.tasks.predicting import predict_texts
 from seq2seq.tasks.prompts import Group, Writer, as_line, text_after
-from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
+from seq2seq.tasks.reading import Line
 from seq2seq.tokenizers import stored
 
 MAX_NAMED = 5  # maximum number of unknown characters that a message lists
@@ -217,18 +217,7 @@ class LanguageModelling:
         if isinstance(input, dict):
             check_batch(input)
             return self.answers(model, input)
-        if isinstance(input, str):
-            if os.path.isfile(input):
-                warnings.warn(f"{input!r} is a prompt here; Path({input!r}) reads the file.", stacklevel=2)
-            return self._records(model, [Line(1, input)])[0]
-        if isinstance(input, Path):
-            groups = lines(str(input), LINES_PER_BATCH)
-            return Records(records for group in groups for records in self._records(model, group))
-        if not isinstance(input, list | tuple) or not all(isinstance(text, str) for text in input):
-            raise UserError("A prompt (str), a list of prompts, or the pathlib.Path of a text file was expected.")
-        numbered = [Line(number, text) for number, text in enumerate(input, 1)]
-        starts = range(0, len(numbered), LINES_PER_BATCH)
-        return Records(r for i in starts for r in self._records(model, numbered[i : i + LINES_PER_BATCH]))
+        return predict_texts(input, "prompt", partial(self._records, model))
 
     def _records(self, model: nn.Module, group: list[Line]) -> list[Records]:
         batch = _batch(Group(group, True))

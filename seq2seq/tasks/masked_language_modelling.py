@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.nn.padding import is_real
 from common.report.records import Records
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
@@ -27,7 +28,7 @@ from seq2seq.data.protocol import SentenceData
 from seq2seq.evaluation.masked_tokens import MaskedTokenMetric
 from seq2seq.importing import bert as importing
 from seq2seq.tasks.fitting_data import refuse_other_data
-from seq2seq.tasks.single_texts import SingleTextTask, on_device_of, real_tokens
+from seq2seq.tasks.single_texts import SingleTextTask, on_device_of
 from seq2seq.tokenizers.stored import restore_vocabulary
 
 BLANKS = ("[MASK]", "<mask>")  # what stands for a blank in a user's text, whatever the tokenizer's own text is
@@ -133,7 +134,7 @@ class MaskedLanguageModelling(SingleTextTask):
 
     def _logits(self, model: nn.Module, rows: list[NDArray[np.int64]], masked: Masked) -> Tensor:
         """The logits of the masked tokens in at least fp32, (M, V)."""
-        real = real_tokens(torch.tensor([len(row) for row in rows]), masked.inputs.shape[1])  # (B, N)
+        real = is_real(torch.tensor([len(row) for row in rows]), masked.inputs.shape[1])  # (B, N)
         inputs = (on_device_of(model, tensor) for tensor in (masked.inputs, real, masked.selected))
         logits: Tensor = model(*inputs)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

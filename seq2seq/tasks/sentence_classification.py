@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.nn.padding import is_real
 from common.report.records import Records
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
@@ -18,7 +19,7 @@ from seq2seq.data.protocol import LabelledTextData
 from seq2seq.evaluation.text_classes import TextClassMetric
 from seq2seq.importing import bert as importing
 from seq2seq.tasks.fitting_data import refuse_other_data
-from seq2seq.tasks.single_texts import SingleTextTask, on_device_of, real_tokens
+from seq2seq.tasks.single_texts import SingleTextTask, on_device_of
 from seq2seq.tokenizers.stored import restore_vocabulary
 
 
@@ -127,7 +128,7 @@ class SentenceClassification(SingleTextTask):
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The logits of the classes in at least fp32, (B, K)."""
         tokens, lengths = (on_device_of(model, batch[name]) for name in ("tokens", "lengths"))
-        logits: Tensor = model(tokens, real_tokens(lengths, tokens.shape[1]))
+        logits: Tensor = model(tokens, is_real(lengths, tokens.shape[1]))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()

@@ -1,10 +1,9 @@
 """The part of the tasks of encoder-only models that answers users' texts: reading them, and refusing some of them."""
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from common.files import inputs
 from common.report.records import Records, check_batch
 from common.task import Answer, Batch
 from seq2seq.data.protocol import SingleTextData
+from seq2seq.tasks.predicting import predict_texts
 from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 
 
@@ -116,18 +116,7 @@ class SingleTextTask(ABC):
         if isinstance(input, dict):
             check_batch(input)
             return self.answers(model, input)
-        if isinstance(input, str):
-            if os.path.isfile(input):
-                warnings.warn(f"{input!r} is taken as a text; Path({input!r}) reads the file.", stacklevel=2)
-            return self._records(model, [Line(1, input)])[0]
-        if isinstance(input, Path):
-            groups = lines(str(input), LINES_PER_BATCH)
-            return Records(records for group in groups for records in self._records(model, group))
-        if not isinstance(input, list | tuple) or not all(isinstance(text, str) for text in input):
-            raise UserError("A text (str), a list of texts, or the pathlib.Path of a text file was expected.")
-        numbered = [Line(number, text) for number, text in enumerate(input, 1)]
-        chunks = (numbered[i : i + LINES_PER_BATCH] for i in range(0, len(numbered), LINES_PER_BATCH))
-        return Records(records for group in chunks for records in self._records(model, group))
+        return predict_texts(input, "text", partial(self._records, model))
 
     def _records(self, model: nn.Module, group: list[Line]) -> list[Records]:
         batch = self.data.collate([self._view(line) for line in group])
@@ -143,8 +132,3 @@ class SingleTextTask(ABC):
 def on_device_of(model: nn.Module, tensor: Tensor) -> Tensor:
     """Move a tensor to the device of the model's parameters."""
     return tensor.to(next(model.parameters()).device, non_blocking=True)
-
-
-def real_tokens(lengths: Tensor, width: int) -> Tensor:
-    """Which tokens are not padding: lengths (B,) -> boolean (B, width)."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]

@@ -1,9 +1,8 @@
 """The task of translation: the loss, the tokenizers, decoding, and translations as text, scores and pictures."""
 
-import os
 import re
-import warnings
 from collections.abc import Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, cast
@@ -28,6 +27,7 @@ from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.importing.embeddings import load_embeddings
 from seq2seq.tasks.fitting_data import refuse_other_data
+from seq2seq.tasks.predicting import predict_texts
 from seq2seq.tasks.reading import LINES_PER_BATCH, Line, lines
 from seq2seq.tasks.translation_loss import TranslationLoss
 from seq2seq.tokenizers import marian as foreign_tokenizers
@@ -173,18 +173,7 @@ class Translation(TranslationLoss):
         if isinstance(input, dict):
             check_batch(input)
             return self.answers(model, input)
-        if isinstance(input, str):
-            if os.path.isfile(input):
-                warnings.warn(f"{input!r} is translated as a sentence; Path({input!r}) reads the file.", stacklevel=2)
-            return self._records(model, [Line(1, input)])[0]
-        if isinstance(input, Path):
-            groups = lines(str(input), LINES_PER_BATCH)
-            return Records(records for group in groups for records in self._records(model, group))
-        if not isinstance(input, list | tuple) or not all(isinstance(sentence, str) for sentence in input):
-            raise UserError("A sentence (str), a list of sentences, or the pathlib.Path of a text file was expected.")
-        numbered = [Line(number, sentence) for number, sentence in enumerate(input, 1)]
-        groups = (numbered[i : i + LINES_PER_BATCH] for i in range(0, len(numbered), LINES_PER_BATCH))
-        return Records(records for group in groups for records in self._records(model, group))
+        return predict_texts(input, "sentence", partial(self._records, model))
 
     def _records(self, model: nn.Module, group: list[Line]) -> list[Records]:
         """The records of each line of `group`, see `predict`; raises UserError for a line that cannot be translated."""

@@ -287,8 +287,13 @@ class WordVectors:
         write_vectors(path, self.data.vocabulary.words, vectors.float().cpu().numpy(), binary=kind == "binary")
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings before the first step; this task has none."""
-        return []
+        """A warning if the vectors will not be written, because evaluation writes them and there is no test split."""
+        if self.evaluation.vectors == "none" or self.data.count("test"):
+            return []
+        return [
+            f"There is no test split, whose evaluation writes {VECTOR_FILES[self.evaluation.vectors]}; give data.test, "
+            "or a smaller data.passage, so that the text has enough passages to cut test from train."
+        ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
         """Return an empty list."""

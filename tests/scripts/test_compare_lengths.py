@@ -19,7 +19,7 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def run(folder: str, model: str, bleu: float, names: list[str] | None = None) -> None:
+def run(folder: str, model: str, bleu: float, names: list[str] | None = None, unit: str = "words") -> None:
     """Write a finished run's folder; with `names`, it has scores of these groups."""
     path = Path(folder)
     (path / "predictions").mkdir(parents=True)
@@ -32,7 +32,7 @@ def run(folder: str, model: str, bleu: float, names: list[str] | None = None) ->
             {"lengths": name, "sentences": GROUPS[name][0], "bleu": GROUPS[name][1], "exact_match": GROUPS[name][2]}
             for name in names
         ]
-        content = {"by_source_length": {"unit": "words", "groups": groups}}
+        content = {"by_source_length": {"unit": unit, "groups": groups}}
         (path / "predictions/scores.json").write_text(json.dumps(content))
 
 
@@ -80,12 +80,14 @@ def test_the_picture_has_a_line_for_each_run_and_score_and_names_the_models(caps
         (["c", "--by-length"], "none of 1 runs has predictions/scores.json with scores by source length"),
         (["a", "--length-picture", "c"], "--length-picture c cannot be written"),
         (["d", "--by-length"], "scores.json is damaged"),
+        (["a", "f", "--by-length"], "counted in words in a and characters in f; compare runs of one language"),
         (["e", "--by-length"], "scores.json is damaged (scores by source length: KeyError('bleu'))"),
     ],
 )
 def test_mistakes_end_in_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     run("a", "rnn", 30.0, ["1-2"])
     run("c", "seq2seq", 10.0)
+    run("f", "rnn", 20.0, ["1-2"], unit="characters")
     run("d", "seq2seq", 10.0)
     Path("d/predictions/scores.json").write_text("{")
     run("e", "seq2seq", 10.0)

@@ -88,11 +88,9 @@ def test_a_run_from_the_file_has_its_tokenizer_and_its_checkpoint_continues_prom
     run = [*KEYS, f"data.train={text}", "trainer.steps=4", "schedule.warmup=1", "trainer.eval_every=4"]
     output = inside("train", f"checkpoint={file}", *run, f"run_dir={tmp_path / 'run'}", "trainer.workers=0")
     assert f"{ENTRIES:,} entries" in output and "initialised at random" not in output
-    losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert losses
     best = next((tmp_path / "run/checkpoints").glob("best*.pt"))
     output = inside("predict", f"checkpoint={best}", "input=the cat", "method=greedy", "trainer.device=cpu")
-    assert "the cat" in output
+    assert any(line.startswith("the cat") and len(line) > len("the cat") for line in output.splitlines()), output
 
 
 # Mistakes.

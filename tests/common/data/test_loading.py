@@ -178,7 +178,7 @@ def test_a_dead_worker_raises_only_where_batches_are_taken() -> None:
     while time.monotonic() - start < 0.1:
         pass  # Python runs signal handlers between two instructions, not while it sleeps
     with pytest.raises(UserError, match=r"was killed by SIGKILL"):
-        [*loaded]  # batches that it had made before it was killed may come first
+        list(loaded)  # batches that it had made before it was killed may come first
     assert time.monotonic() - start < TIMEOUT
 
 

@@ -24,6 +24,14 @@ def test_the_selection_does_not_depend_on_the_order_or_on_val():
     assert chosen(TEXTS[::-1], {"test": 0.2, "val": 0.5}) == expected == chosen(TEXTS, {"test": 0.2})
 
 
+def test_texts_of_a_split_with_a_file_of_its_own_are_not_selected():
+    given = [text for text in dict.fromkeys(TEXTS) if text.endswith(("1", "2", "3", "4"))]
+    parts, left_out = cut(TEXTS, {"val": 0.5}, "the file", given)
+    val = {TEXTS[i] for i in parts["val"]}
+    assert len(val) == round((90 - len(given)) / 2) and not val & {*given}
+    assert {TEXTS[i] for i in parts["train"]} == {*TEXTS} - val and sum(map(len, parts.values())) + left_out == 100
+
+
 def test_default_shares_are_a_tenth_and_at_most_a_thousand():
     assert len(cut(TEXTS, {"val": None}, "the file")[0]["val"]) == 9
     assert len(cut([str(i) for i in range(20_000)], {"val": None}, "the file")[0]["val"]) == 1000

@@ -68,6 +68,17 @@ def test_val_and_test_are_cut_from_train_or_read_from_files(file, tmp_path):
     assert data.fingerprint("val") == data_of(None, f"data.val={tmp_path}/val.txt").fingerprint("val")
 
 
+def test_lines_of_a_file_for_test_are_not_cut_as_val(file, tmp_path):
+    def val(*keys: str) -> set[str]:
+        data = data_of(file, *keys)
+        return {data.text_tokenizer().decode(row[1:-1]) for row in samples(data, "val")}
+
+    assert val("data.test_share=0", "data.val_share=0.5") & {*TEXTS[:50]}
+    (tmp_path / "test.txt").write_text("\n".join(TEXTS[:50]) + "\n")
+    chosen = val(f"data.test={tmp_path}/test.txt", "data.val_share=0.5")
+    assert len(chosen) > 1 and chosen <= {*TEXTS[50:]} - {*TEXTS[:50]}
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_token_is_in_exactly_one_sample(file, packed):
     data = data_of(file, "data.val_share=0", "data.test_share=0", "data.longest=6", f"data.packed={packed}")

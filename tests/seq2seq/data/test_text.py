@@ -3,7 +3,7 @@
 import gzip
 import pickle
 import platform
-import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,11 +251,13 @@ def test_ten_million_blocks_cost_no_list(tmp_path: Path) -> None:
     assert data.count("train") > 10_000_000
     costs = data.cost("train")
     assert costs.strides == (0,) and len(costs) == data.count("train")
-    start = time.perf_counter()
+    tracemalloc.start()
     order = batching.Order(costs, data.batch_size, 0)
     assert order.steps(1) == data.count("train") // 100_000
     assert len(next(order.after(0))[1]) == 100_000
-    assert time.perf_counter() - start < 5  # lists took 4 s for 9 million samples, and 1.1 GiB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6  # an order is an array of 80 MB; lists of 9 million samples took 1.1 GiB
 
 
 def test_a_text_with_lines_longer_than_val_and_test_has_both_of_about_their_share(built: Built, tmp_path: Path) -> None:

@@ -95,6 +95,12 @@ def test_val_and_test_are_cut_or_read_and_their_labels_are_checked(file, tmp_pat
         data.sample("test", 1, None)
 
 
+def test_texts_of_a_file_for_test_are_not_cut_as_val(file, tmp_path):
+    rows = [f"{label}\t{text}" for label, text in zip(LABELS, TEXTS, strict=True)][:50]
+    data = data_of(file, f"data.test={write(tmp_path / 'test.tsv', rows)}", "data.val_share=0.5")
+    assert data.count("val") > 1 and not {*pairs(data, "val")} & {*pairs(data, "test")}
+
+
 def test_the_classes_of_a_checkpoint_decide_without_train(tmp_path):
     test = write(tmp_path / "test.tsv", [f"{TEXTS[0]}\tgood", f"{TEXTS[1]}\todd"])
     data = data_of(None, f"data.test={test}")

@@ -152,8 +152,9 @@ def test_logits_of_evaluation_are_computed_in_full_precision_under_autocast() ->
     """The hidden states are still those of bf16, so both logits are one product apart from them."""
     model, (tokens, _) = randomised(torch.float32), texts([8, 5])
     with torch.autocast("cpu", torch.bfloat16):
+        generated = model.step(model.encode(torch.zeros(2, 0), torch.zeros(2)), tokens)
         evaluated, trained = model(tokens), model.train()(tokens)
-    assert (evaluated.dtype, trained.dtype) == (torch.float32, torch.bfloat16)
+    assert (generated.dtype, evaluated.dtype, trained.dtype) == (torch.float32, torch.float32, torch.bfloat16)
     exact = model(tokens)
     assert 0 < (evaluated - exact).norm() < 0.05 * exact.norm()
 

@@ -274,7 +274,7 @@ def test_predictions_of_sentences_are_named_records(
     (tmp_path / "a.txt").write_text("one two\n\nthree\n")
     assert task.predict(model, tmp_path / "a.txt") == expected and not recwarn
     assert task.predict(model, []) == [] and len(task.predict(model, ["one"] * 70)) == 70
-    with pytest.warns(UserWarning, match=r"is translated as a sentence; Path\('.*a.txt'\) reads the file"):
+    with pytest.warns(UserWarning, match=r"is taken as a sentence; Path\('.*a.txt'\) reads the file"):
         assert len(task.predict(model, str(tmp_path / "a.txt"))) == 1
     for other in (3, ["one", 3], b"one"):
         with pytest.raises(

@@ -223,6 +223,19 @@ def test_a_run_learns_which_words_occur_together(
     np.testing.assert_array_equal(vectors, model.inputs.detach().numpy())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("key", ["optimizer=adamw", "optimizer.momentum=0.9", "optimizer.weight_decay=0.1"])
+def test_an_optimizer_that_scales_steps_is_refused(inside: Callable[..., str], text: Path, key: str) -> None:
+    assert "keep the model's own optimizer" in inside("train", *RUN, key, f"data.train={text}", code=2)
+
+
+def test_a_short_text_without_a_test_split_is_announced_to_give_no_file_of_vectors(
+    inside: Callable[..., str], tmp_path: Path
+) -> None:
+    write_text(tmp_path / "short.txt", 20)
+    output = inside("train", *RUN, f"data.train={tmp_path / 'short.txt'}", "run_dir=run")
+    assert "There is no test split, whose evaluation writes vectors.txt" in output
+
+
 def test_a_run_is_evaluated_with_files_and_asked_from_the_command_line(
     inside: Callable[..., str], text: Path, tmp_path: Path
 ) -> None:
