@@ -9,7 +9,9 @@ from common.machine import processor
 
 @pytest.mark.parametrize(("vendor", "expected"), [("GenuineIntel", True), ("AuthenticAMD", False)])
 def test_the_maker_is_read_from_the_description_of_the_first_core(tmp_path: Path, monkeypatch, vendor, expected):
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: of the other, Intel\n\n" * 2)
+    (tmp_path / "cpuinfo").write_text(
+        f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: of the other, Intel\n\n" * 2
+    )
     monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
     assert processor.is_intel() == expected
 
