@@ -454,7 +454,10 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capsys):
         assert expected in printed.err and printed.err.count("\n") == 1, printed.err
     with pytest.raises(SystemExit) as exit_info:
         run(f"checkpoint={file}", "--format=caffe")
-    assert exit_info.value.code == 2 and "caffe: expected some of torch, onnx, onnx_int8, openvino" in capsys.readouterr().err
+    assert (
+        exit_info.value.code == 2
+        and "caffe: expected some of torch, onnx, onnx_int8, openvino" in capsys.readouterr().err
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "full"}
 
 
