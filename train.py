@@ -32,7 +32,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at the first matrix product
     if "mlflow" in config["trainer"]["log"]:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # do not send usage statistics to MLflow
-    torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
+    if config["trainer"]["deterministic"] != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(config["trainer"]["deterministic"])  # imports PyTorch's compiler
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)
