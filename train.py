@@ -23,7 +23,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.files.log import Log
     from common.files.records import goal_value, read_record
     from common.files.run_folder import config_text
-    from common.machine import device, distributed
+    from common.machine import collector, device, distributed
     from common.train import assembly
     from common.train.optim import OptimizerOptions, ScheduleOptions
     from common.train.state import Run
@@ -53,6 +53,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)
+            collector.resume()
             log.info(parts.weights_line)
             if distributed.is_main() and not resumes:
                 write_atomically(folder / "config.yaml", config_text(config))

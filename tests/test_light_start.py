@@ -21,7 +21,7 @@ FAST |= {"pycocotools", "tokenizers", "babel", "sacrebleu"}
 SLOW = {"scipy", "sklearn", "tensorboard", "pandas", "matplotlib", "transformers", "joblib", "mlflow", "wandb"}
 # Trains a classifier for one step and predicts with it, as the doors do, and prints which packages have been imported.
 PROGRAM = """
-import sys
+import gc, sys
 import predict, train
 from common.cli import start
 
@@ -37,6 +37,7 @@ for module in (train, predict):
         start.door(getattr(module, name), name, getattr(module, "stored_config", None), commands[name])
     except SystemExit as end:
         assert not end.code, name
+print("collects" if gc.isenabled() and gc.get_freeze_count() else "does not")
 print("imported", *{name.partition(".")[0] for name in sys.modules})
 """
 
@@ -68,5 +69,7 @@ def test_training_a_classifier_and_predicting_with_it_import_no_slow_package(tmp
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    imported = {*process.stdout.splitlines()[-1].split()}
+    *_, collects, names = process.stdout.splitlines()
+    imported = {*names.split()}
     assert {"imported", "torch", "vit"} <= imported and not imported & SLOW
+    assert collects == "collects", "garbage collection pauses only until the imports are done"
