@@ -19,7 +19,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
     from common.files.lines import as_json
     from common.files.log import Log
     from common.files.output import create_output, writing_to
-    from common.machine import device, distributed
+    from common.machine import collector, device, distributed
     from common.train import assembly, evaluator
     from common.train.provenance import provenance
 
@@ -29,6 +29,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
         if folder:
             create_output(folder)
         parts, split = assembly.restore(config), config["split"]
+        collector.resume()
         if not parts.data.count(split):
             raise UserError(f"split={split}: the data set has no such split; give its files or another split.")
         numbers, metric = evaluator.evaluate(

@@ -19,7 +19,7 @@ def predict(config: dict[str, Any]) -> None:
     If the task could not answer some inputs, they are listed at the end, and the exit code is 1.
     """
     from common.files import inputs, output
-    from common.machine import device
+    from common.machine import collector, device
     from common.task import answers_of
     from common.train import assembly
 
@@ -29,6 +29,7 @@ def predict(config: dict[str, Any]) -> None:
     if note := inputs.reading_note(config["input"]):
         print(note, file=sys.stderr)
     parts = assembly.restore(config)
+    collector.resume()
     print(parts.weights_line, file=sys.stderr)
     with output.writing_to(folder):
         stream = getattr(parts.task, "stream", None) if sys.stdout and sys.stdout.isatty() else None

@@ -23,7 +23,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.files.log import Log
     from common.files.records import goal_value, read_record
     from common.files.run_folder import config_text
-    from common.machine import device, distributed
+    from common.machine import collector, device, distributed
     from common.train import assembly
     from common.train.optim import OptimizerOptions, ScheduleOptions
     from common.train.state import Run
@@ -32,7 +32,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at the first matrix product
     if "mlflow" in config["trainer"]["log"]:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # do not send usage statistics to MLflow
-    torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
+    if config["trainer"]["deterministic"] != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(config["trainer"]["deterministic"])  # imports PyTorch's compiler
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)
@@ -52,6 +53,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)
+            collector.resume()
             log.info(parts.weights_line)
             if distributed.is_main() and not resumes:
                 write_atomically(folder / "config.yaml", config_text(config))

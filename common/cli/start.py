@@ -20,6 +20,9 @@ def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: S
     `base` and `arguments` are passed to `common.cli.main.launch`.
     """
     try:
+        from common.machine import collector
+
+        collector.pause()  # until the job's modules are imported
         from common.cli import main
 
         main.launch(job, name, base, arguments)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from common.machine.device import constant
@@ -141,6 +140,8 @@ def centre_of_error(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple
     pixels in which it lies, that is, the centre of the largest circle in such a region. The border of the image counts
     as an edge.
     """
+    from scipy import ndimage  # slow to import
+
     best: tuple[float, Any, int] = (0.0, 0, OBJECT)
     for region, label in ((target & ~mask, OBJECT), (mask & ~target, BACKGROUND)):
         distances = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common.types import NonNegativeFloat
@@ -127,6 +126,8 @@ def _assign(cost: np.ndarray, counts: list[int], padded: bool) -> np.ndarray:
 
     Image i has counts[i] objects. If `padded`, pairs with a padding row are dropped.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     starts = np.cumsum([0, *counts[:-1]])
     pairs = []
     for layer, layer_cost in enumerate(cost):

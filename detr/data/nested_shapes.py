@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from common.task import Split
 from common.types import Positive, Range
@@ -92,6 +91,8 @@ def draw(rng: np.random.Generator, size: int, plain: bool) -> tuple[NDArray[np.u
 
     With `plain`, the background and each shape have a single colour, and there is no noise.
     """
+    from scipy import ndimage  # slow to import
+
     canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else sample_background(rng, size)
     taken = np.zeros((size, size), dtype=bool)  # pixels where no further figure may lie
     masks: list[Mask] = []
@@ -179,6 +180,8 @@ def _sample_group(rng: np.random.Generator, size: int) -> Drawing:
 
 def _group_of(layers: list[NDArray[np.float64]], labels: list[int]) -> Drawing | None:
     """Return the group of these layers; None if it is in several pieces, or if a member is hidden too much."""
+    from scipy import ndimage  # slow to import
+
     members = [layer > 0.5 for layer in layers]
     visible = [mask & ~np.any(members[i + 1 :], axis=0) for i, mask in enumerate(members)]
     union: Mask = np.any(members, axis=0)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
-from scipy import ndimage
 
 from common.data.opening import read_json
 from common.errors import UserError
@@ -197,6 +196,8 @@ def _draw_shapes(
     rng: np.random.Generator, canvas: NDArray[np.float64], plain: bool
 ) -> tuple[NDArray[np.float64], list[NDArray[np.bool_]], list[int]]:
     """Draw one to five shapes and, unless `plain`, noise; returns the canvas, and the shapes' masks and labels."""
+    from scipy import ndimage  # slow to import
+
     size = len(canvas)
     masks: list[NDArray[np.bool_]] = []
     areas: list[int] = []  # pixels of each shape before others covered it

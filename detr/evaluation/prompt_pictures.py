@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -33,6 +32,8 @@ def draw_masks(
     Returns:
         uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`.
     """
+    from scipy import ndimage  # slow to import
+
     factor = math.ceil(MIN_LONGER_SIDE / max(image.shape[-2:]))
     pixels = np.array(to_pil_image(_enlarged(image, factor)), dtype=np.float64)  # (fH, fW, 3)
     large = _enlarged(masks, factor).numpy()

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from common.errors import UserError
@@ -142,6 +141,8 @@ def similarity(vectors: Tensor, words: Sequence[str], judgements: Judgements) ->
 
     Words are compared in upper case. The correlation is NaN for fewer than two different values on either side.
     """
+    from scipy.stats import rankdata  # slow to import
+
     index = upper_index(words)
     pairs = [(index.get(a.upper(), -1), index.get(b.upper(), -1)) for a, b in judgements.pairs]
     known = [i for i, pair in enumerate(pairs) if min(pair) >= 0]

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -236,59 +237,64 @@ def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_trial_once_and_the_printed_command_resumes() -> None:
+def test_ctrl_c_saves_the_trial_once_and_the_printed_command_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0001": "wait"}')
     first = start(*LINE, "--study", "s", "--trials", "3")
     wait_for(Path("s/trial_0001/waits").exists)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does
-    out, err = first.communicate(timeout=30)
+    _, err = first.communicate(timeout=30)
     assert first.returncode == 130 and "Traceback" not in err
     assert int(Path("s/trial_0001/saved").read_text()) != first.pid, (
         "in the search's session Ctrl-C would reach it twice"
     )
     again = shlex.split(err.partition("To resume: python scripts/search.py ")[2])
-    second = start(*again)
-    out, err = second.communicate(timeout=60)
-    assert second.returncode == 0, err
-    assert re.findall(r"^trial_\d+", out, re.MULTILINE) == ["trial_0001", "trial_0002"]
+    assert search.main(again) == 0
+    assert re.findall(r"^trial_\d+", capsys.readouterr().out, re.MULTILINE) == ["trial_0001", "trial_0002"]
     Path("plan.json").unlink()
-    unbroken = start(*LINE, "--study", "unbroken", "--trials", "3")  # without an interruption
-    assert unbroken.wait(60) == 0 and trial_values("unbroken") == trial_values("s"), "both searches try the same values"
+    assert search.main([*LINE, "--study", "unbroken", "--trials", "3"]) == 0  # without an interruption
+    assert trial_values("unbroken") == trial_values("s"), "both searches try the same values"
 
 
 @pytest.mark.slow
-def test_a_resumed_search_waits_for_the_run_that_a_killed_one_left_behind() -> None:
+def test_a_resumed_search_waits_for_the_run_that_a_killed_one_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0000": "wait"}')
     first = start(*LINE, "--study", "s", "--trials", "2")
     wait_for(Path("s/trial_0000/waits").exists)
     first.kill()
     first.wait()
-    second = start(*LINE, "--study", "s", "--trials", "2")
-    wait_for(lambda: "is in use by" in Path("s/trial_0000.txt").read_text())
-    Path("leave").touch()
-    out, err = second.communicate(timeout=60)
-    assert second.returncode == 0, err
+
+    def leave() -> None:
+        wait_for(lambda: "is in use by" in Path("s/trial_0000.txt").read_text())
+        Path("leave").touch()
+
+    watcher = threading.Thread(target=leave)
+    watcher.start()
+    assert search.main([*LINE, "--study", "s", "--trials", "2"]) == 0
+    watcher.join()
+    out = capsys.readouterr().out
     assert "waiting for its end" in out and "2 trials, 0 of them failed" in out
 
 
 @pytest.mark.slow
 def test_a_real_search_killed_in_a_run_ends_as_an_uninterrupted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the search that is killed needs a process of its own. That later trials agree, too, is tested above."""
+    monkeypatch.setattr(search, "ROOT", ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     line = ["model=vit", "optimizer.lr=1e-4..1e-2", "trainer.steps=40", "trainer.eval_every=20", "trainer.save_every=5"]
-    line += ["trainer.workers=0", "data.batch_size=8", "--trials", "2", "--study"]
+    line += ["trainer.workers=0", "data.batch_size=8", "--trials", "1", "--study"]
     command = [sys.executable, str(ROOT / "scripts/search.py"), *line]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen([*command, "killed"], env=environment, start_new_session=True)
-    wait_for(lambda: [*Path("killed/trial_0001/checkpoints").glob("step_*")])
+    killed = subprocess.Popen([*command, "killed"], start_new_session=True)
+    wait_for(lambda: [*Path("killed/trial_0000/checkpoints").glob("step_*")])
     killed.kill()
-    run = int(Path("killed/trial_0001/.lock").read_text().split()[1])
+    run = int(Path("killed/trial_0000/.lock").read_text().split()[1])
     os.kill(run, signal.SIGKILL)
     killed.wait()
+    assert not Path("killed/trial_0000/results.json").exists()
     for name in ("killed", "unbroken"):
-        subprocess.run([*command, name], check=True, env=environment)
+        assert search.main([*line, name]) == 0
     assert trial_values("killed") == trial_values("unbroken")
-    for trial in ("trial_0000", "trial_0001"):
-        numbers = [json.loads(Path(name, trial, "results.json").read_text()) for name in ("killed", "unbroken")]
-        assert numbers[0] == numbers[1]
+    numbers = [json.loads(Path(name, "trial_0000/results.json").read_text()) for name in ("killed", "unbroken")]
+    assert numbers[0] == numbers[1]
 
 
 def test_a_folder_name_that_optuna_cannot_store_is_refused() -> None:

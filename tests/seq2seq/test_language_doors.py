@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     inside: Door, trained: tuple[Path, str], text: Path, tmp_path: Path
 ) -> None:
     command = [*RUN, f"data.train={text}", f"run_dir={tmp_path / 'two'}", "trainer.workers=2"]
-    inside("train", *command)
+    shutil.copytree(trained[0], tmp_path / "two")
     (tmp_path / "two/results.json").unlink()
     sorted((tmp_path / "two/checkpoints").glob("step_*.pt"))[-1].unlink()
     inside("train", *command, "resume=auto")
@@ -130,12 +131,16 @@ def test_a_terminal_receives_a_continuation_token_by_token(best: str, tmp_path: 
         reads: list[bytes] = []
         os.write(parent, b"two th\n")
         deadline = time.monotonic() + 120
-        # Ctrl-D before the next prompt would not be read as the end of the input.
-        while time.monotonic() < deadline and not (b"two three" in b"".join(reads) and reads[-1].endswith(b"> ")):
-            if select.select([parent], [], [], 1)[0]:
-                reads.append(os.read(parent, 1000))
-        os.write(parent, b"\x04")
-        assert process.wait(60) == 0 and process.stderr is not None
+        try:
+            # Ctrl-D before the next prompt would not be read as the end of the input. A read may end within the prompt.
+            while not (b"two three" in b"".join(reads) and b"".join(reads).endswith(b"> ")):
+                assert time.monotonic() < deadline, reads
+                if select.select([parent], [], [], 1)[0]:
+                    reads.append(os.read(parent, 1000))
+            os.write(parent, b"\x04")
+            assert process.wait(60) == 0 and process.stderr is not None
+        finally:
+            process.kill()
         assert "Traceback" not in process.stderr.read().decode()
     os.close(parent)
     assert b"two three\r\n" in b"".join(reads) and len(reads) > 3, reads

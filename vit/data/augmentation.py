@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -294,6 +293,8 @@ def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) 
     The second is the box that CutMix pastes from the partner, y0 x0 y1 x1 in whole pixels; empty for images without
     CutMix.
     """
+    from scipy.special import betaincinv  # slow to import
+
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix
     cutmix_probability = options.cutmix_share if options.mixup and options.cutmix else float(options.cutmix > 0)

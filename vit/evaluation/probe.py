@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from common.errors import UserError
 
@@ -38,6 +35,10 @@ def fit_probe(
     """
     if not all(np.isfinite(features).all() for features, _ in (train, val, test)):
         raise UserError("the features are not finite; the weights are broken, or the precision is too low.")
+    from sklearn.linear_model import LogisticRegression  # slow to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     best: ProbeResult | None = None
     for strength in strengths:
         regression = LogisticRegression(C=strength, solver="lbfgs", max_iter=MAX_ITERATIONS)

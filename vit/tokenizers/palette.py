@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from common.machine.device import full_precision
@@ -44,6 +43,8 @@ class Palette:
         lossless = len(colours) <= count
         values = colours / 127.5 - 1
         if not lossless:
+            from sklearn.cluster import KMeans  # slow to import
+
             if len(values) > MAX_DISTINCT:
                 chosen = np.random.default_rng(SEED).permutation(len(values))[:MAX_DISTINCT]
                 values, weights = values[chosen], weights[chosen]

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 from common.config import check as config
 from common.config import compose
 from common.errors import UserError
-from vit.data.digits import Digits
+from vit.data import digits as module
+from vit.data.digits import Digits, read_digits
 
 
 def digits(*overrides: str) -> Digits:
@@ -37,6 +38,13 @@ def test_every_digit_is_in_one_split() -> None:
     assert sorted(row for part in parts.values() for row in part) == sorted(expected)
     assert len({*expected}) == 1797
     assert [data.count(split) for split in ("train", "val", "test")] == [1197, 200, 400]
+
+
+@pytest.mark.parametrize("file", [module.FILE, "missing.csv.gz"])
+def test_the_digits_are_those_of_scikit_learn_wherever_its_file_is(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE", file)
+    for ours, theirs in zip(read_digits(), load_digits(return_X_y=True), strict=True):
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
 
 
 def test_images_are_grey_of_eight_by_eight_with_ten_names() -> None:
