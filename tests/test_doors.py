@@ -96,9 +96,10 @@ def test_evaluation_gives_the_results_of_training_again(door, trained, tmp_path,
     assert written["files"] == {"data.root": str(shapes)} and written["split"] == "test" and written["samples"] == 9
 
 
-@pytest.mark.parametrize("name", ["pycocotools", "faster_coco_eval"])
-def test_either_evaluator_gives_the_results_of_training_again(door, trained, name):
-    if name == "faster_coco_eval":
+@pytest.mark.parametrize("name", ["pycocotools", "hotcoco", "faster_coco_eval"])
+def test_each_evaluator_gives_the_results_of_training_again(door, trained, name):
+    """faster_coco_eval is a former value, which is read as auto."""
+    if name == "hotcoco":
         pytest.importorskip(name)
     output = door("evaluate", f"checkpoint={trained[0]}/checkpoints/best.pt", f"task.evaluator={name}")
     expected = json.loads((trained[0] / "results.json").read_text())

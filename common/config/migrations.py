@@ -124,16 +124,21 @@ MOVED_CLASSES: dict[str, str] = {
     "seq2seq.parallel_text.ParallelText": "seq2seq.data.parallel_text.ParallelText",
 }
 
+# Values that were renamed: full key -> {former value: present value}, in the sections of all classes.
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    # after 3ecfd32
+    "task.evaluator": {"faster_coco_eval": "auto"},  # hotcoco replaced it, but may not be installed; the same numbers
+}
 
 # Tensors that were renamed: present path of the model's class -> {former prefix of names: present prefix}.
 RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
 def update_names(config: dict[str, Any]) -> list[str]:
-    """Replace the former paths of moved classes, and the former names of tensors in optimizer.rates, in place.
+    """Replace the former paths of moved classes, renamed values and former names in optimizer.rates, in place.
 
     Also adds missing keys of ADDED_NESTED_KEYS, and in the section of a moved class missing keys of ADDED_CLASS_KEYS.
-    Returns a notice for each class that has moved, and one for all tensors that were renamed.
+    Returns a notice for each class that has moved and each value that was renamed, and one for all renamed tensors.
     """
     notices = []
     for key, section in config.items():
@@ -143,6 +148,12 @@ def update_names(config: dict[str, Any]) -> list[str]:
             section["_target_"] = MOVED_CLASSES[former]
             _add_class_keys(section)
             notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please update your yaml.")
+    for key, present_values in RENAMED_VALUES.items():
+        section_name, name = key.split(".")
+        options = _mapping(config.get(section_name))
+        if (value := str(options.get(name))) in present_values:
+            options[name] = present_values[value]
+            notices.append(f"{key}={value} is now {options[name]}; please update your command or yaml.")
     rates = _mapping(_mapping(config.get("optimizer")).get("rates"))
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present

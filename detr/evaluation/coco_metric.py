@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +10,11 @@ from common.errors import UserError
 from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
 from detr.data import annotations
-from detr.evaluation.coco_evaluators import Evaluator, IouType, select_evaluator
-from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
+from detr.evaluation.coco_evaluators import Evaluator, select_evaluator
+from detr.evaluation.coco_numbers import ClassRow, Evaluation, evaluate_images, write_results
+from detr.evaluation.coco_tables import SHAPE_KEY, Detections
+from detr.evaluation.coco_truth import IouType
 from detr.evaluation.masks import encode
-
-
-class Detections(NamedTuple):
-    """The detections of one image, in COCO's format."""
-
-    boxes: np.ndarray  # (n, 4) float64, x y width height in pixels of the original image
-    scores: np.ndarray  # (n,)
-    categories: list[int]  # (n,) category ids
-    masks: list[dict[str, Any]] | None  # n run-length codes; None for a detector without masks
 
 
 class CocoMetric:
@@ -67,7 +60,7 @@ class CocoMetric:
             detections = Detections(
                 boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
                 scores=scores,
-                categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
+                labels=answer["labels"].long().numpy(),
                 masks=encode(answer["masks"]) if "masks" in answer else None,
             )
             self.detections.append((image, detections))
@@ -104,9 +97,9 @@ class CocoMetric:
         numbers: dict[str, float] = {}
         rows: list[ClassRow] = []
         if is_main():
-            numbers, rows = evaluate_results(self.ground_truth, self.results("bbox"), "bbox", self.evaluator)
+            numbers, rows = self._evaluate("bbox")
             if self._has_masks():
-                masks, _ = evaluate_results(self.ground_truth, self.results("segm"), "segm", self.evaluator)
+                masks, _ = self._evaluate("segm")
                 numbers |= {f"mask_{name}": number for name, number in masks.items()}
         numbers, self.rows = broadcast((numbers, rows))
         return numbers
@@ -123,11 +116,13 @@ class CocoMetric:
 
         The entries are not rounded, so evaluating the file gives the same metrics as `compute`.
         """
+        ids = self._category_ids()
         for image, detections in self.detections:
             shapes = detections.boxes.tolist() if iou_type == "bbox" else detections.masks
             assert shapes is not None, f"the answer for image {image} has no masks"
-            for category, shape, score in zip(detections.categories, shapes, detections.scores.tolist(), strict=True):
-                yield {"image_id": image, "category_id": category, SHAPE_KEY[iou_type]: shape, "score": score}
+            labels, scores = detections.labels.tolist(), detections.scores.tolist()
+            for label, shape, score in zip(labels, shapes, scores, strict=True):
+                yield {"image_id": image, "category_id": ids[label], SHAPE_KEY[iou_type]: shape, "score": score}
 
     def write(self, folder: Path) -> None:
         """Write the COCO results files `boxes.json` and, if the answers have masks, `masks.json`, on rank 0.
@@ -141,6 +136,13 @@ class CocoMetric:
         write_results(folder / "boxes.json", self.results("bbox"))
         if self._has_masks():
             write_results(folder / "masks.json", self.results("segm"))
+
+    def _evaluate(self, iou_type: IouType) -> Evaluation:
+        ids = self._category_ids()
+        return evaluate_images(self.ground_truth, self.detections, ids, iou_type, self.evaluator)
+
+    def _category_ids(self) -> list[Any]:
+        return [category["id"] for category in self.categories]
 
     def _has_masks(self) -> bool:
         return any(detections.masks is not None for _, detections in self.detections)

@@ -11,7 +11,7 @@ from common.types import SPLITS
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
-from detr.evaluation.coco_numbers import check_masks
+from detr.evaluation.coco_truth import check_masks
 from detr.evaluation.combined_metric import CombinedMetric
 from detr.evaluation.panoptic_metric import PanopticMetric
 from detr.tasks.prediction import DetectionPrediction, PredictOptions

@@ -412,9 +412,8 @@ def test_without_the_onnx_packages_only_the_torch_format_is_written(tmp_path, ca
     find_spec = export.util.find_spec
     monkeypatch.setattr(export.util, "find_spec", lambda name, *more: name != "onnxscript" and find_spec(name, *more))
     assert run(f"checkpoint={file}") == 2
-    assert capsys.readouterr().err == (
-        '--format onnx needs onnxscript, which is not installed: pip install "triptych[export]", or give --format torch.\n'
-    )
+    remedy = 'pip install "triptych[export]", or give --format torch.'
+    assert capsys.readouterr().err == f"--format onnx needs onnxscript, which is not installed: {remedy}\n"
     assert not file.with_name("best.export").exists()
     assert run(f"checkpoint={file}", "--format", "torch") == 0
     assert [*json.loads((tmp_path / "best.export/model.json").read_text())["versions"]] == ["torch"]

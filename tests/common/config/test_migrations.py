@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.config import diff, migrations
-from common.config.compose import configure
+from common.config.compose import Command, configure
 from common.config.diff import fingerprint
 from common.files import checkpoint
 
@@ -62,6 +62,23 @@ def test_a_name_is_renamed_by_whole_words() -> None:
     assert migrations._renamed(values, PRESENT) == {
         **{"head.weight": 1, "classifiers.weight": 2, "encoder.blocks.0.bias": 3, "encoder": 4}
     }
+
+
+def test_a_former_evaluator_is_read_as_auto_with_a_notice() -> None:
+    """Typed, in a stored config and in a checkpoint; other values stay as they are."""
+    command = Command("train", ["model=detr", "task.evaluator=faster_coco_eval"])
+    command.prepare()
+    typed = command.compose()
+    assert typed.config["task"]["evaluator"] == "auto"
+    assert [line for line in typed.notices if "task.evaluator=faster_coco_eval is now auto" in line]
+    stored = configure("train", ["model=detr"])
+    stored["task"]["evaluator"] = "faster_coco_eval"
+    assert migrations.migrate_config(stored)["task"]["evaluator"] == "auto"
+    content = {"config": stored, "model": {}}
+    assert migrations.migrate_checkpoint(content)["config"]["task"]["evaluator"] == "auto"
+    for task in ({"evaluator": "pycocotools"}, {"evaluator": None}, {"evaluator": ["faster_coco_eval"]}, {}):
+        config = {"task": dict(task)}
+        assert migrations.update_names(config) == [] and config == {"task": task}
 
 
 # A run's folder in a sweep is named by a fingerprint of its config.

@@ -241,10 +241,10 @@ def test_masks_may_be_run_length_codes(counts: str, tmp_path):
 
 
 def test_both_evaluators_give_the_same_numbers_of_masks():
-    pytest.importorskip("faster_coco_eval")
+    pytest.importorskip("hotcoco")
     ground_truth, answers = mask_scene()
     numbers = []
-    for evaluator in ("pycocotools", "faster_coco_eval"):
+    for evaluator in ("pycocotools", "hotcoco"):
         metric = CocoMetric(ground_truth, CATEGORIES, evaluator)
         for image, detections in answers.items():
             metric.update({"ids": [image]}, [detections])

@@ -11,10 +11,8 @@ from detr.evaluation.coco_numbers import NAMES, evaluate_results, read_results
 
 ORACLE = Path(os.environ.get("TRIPTYCH_DATA", "data")) / "coco_eval_oracle"
 with_oracle = pytest.mark.skipif(not ORACLE.exists(), reason=f"the official COCO example is not at {ORACLE}")
-with_both = pytest.mark.skipif(find_spec("faster_coco_eval") is None, reason="faster-coco-eval is not installed")
-every_evaluator = pytest.mark.parametrize(
-    "evaluator", ["pycocotools", pytest.param("faster_coco_eval", marks=with_both)]
-)
+with_both = pytest.mark.skipif(find_spec("hotcoco") is None, reason="hotcoco is not installed")
+every_evaluator = pytest.mark.parametrize("evaluator", ["pycocotools", pytest.param("hotcoco", marks=with_both)])
 
 # In the order of NAMES. The official val2014_fake_eval_res.txt has three digits of these, the README beside it all.
 OFFICIAL = {
