@@ -129,7 +129,7 @@ def restore(config: dict[str, Any]) -> Components:
     model.load_state_dict(tensors)
     model = model.to(device).eval()
     if trainer.precision == "int8":
-        notes = [*notes, _quantise(model, content, path, device)]
+        notes = [*notes, _quantise(model, content, path, config["checkpoint"], device)]
     line = _with_notes(line, notes, values.non_finite_note(tensors))
     return Components(data, task, model, trainer, device, line, file=path)
 
@@ -158,15 +158,16 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     return parts.model, parts.task
 
 
-def _quantise(model: nn.Module, content: dict[str, Any], path: Path, device: torch.device) -> str:
+def _quantise(model: nn.Module, content: dict[str, Any], path: Path, source: str, device: torch.device) -> str:
     """Quantise a model by the ranges in its checkpoint's `content`; returns a note for the log.
 
+    `path` is the checkpoint's file, and `source` the value of checkpoint=, which may be the name of published weights.
     Raises UserError if the checkpoint was not calibrated or is calibrated for another model, and if the machine cannot
     compute in int8.
     """
     quantisation.refuse_unsupported(device)
     if not (ranges := content.get("int8") if checkpoint.is_ours(content) else None):
-        command = shell_command(["python", "scripts/compress.py", f"checkpoint={path}", "quantize=int8"])
+        command = shell_command(["python", "scripts/compress.py", f"checkpoint={source}", "quantize=int8"])
         raise UserError(
             f"trainer.precision=int8 needs ranges of the model's tensors, and {path} has none; measure them on val: "
             f"{command}."

@@ -22,9 +22,19 @@ Door = Callable[..., str]
 FILE = "run/checkpoints/best.pt"
 CALIBRATED = "run/checkpoints/best.int8.pt"
 SMALL = {
-    "vit": ["model=vit", "trainer.steps=30", "trainer.eval_every=30"],
-    "detr": ["model=detr", "trainer.steps=2", "data.train_count=32", "data.val_count=8", "data.test_count=8"],
-    "seq2seq": ["model=seq2seq", "trainer.steps=2", "data.train_count=500", "data.val_count=20", "data.test_count=20"],
+    "vit": [
+        *("model=vit", "model.width=16", "model.heads=2", "model.feedforward=24", "model.layers=1"),
+        *("trainer.steps=10", "trainer.eval_every=10"),
+    ],
+    "detr": [
+        *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "trainer.steps=2"),
+        *("data.train_count=32", "data.val_count=8", "data.test_count=8"),
+    ],
+    "seq2seq": [
+        *("model=seq2seq", "model.width=16", "model.heads=2", "model.feedforward=24", "trainer.steps=2"),
+        *("data=parallel_text", "data.train.pairs=pairs.tsv", "data.val_count=8", "data.test_count=8"),
+        *("data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=270", "schedule.warmup=1"),
+    ],
 }
 needs_int8 = pytest.mark.skipif(int8.unsupported() is not None, reason="this machine cannot compute in int8")
 
@@ -43,7 +53,7 @@ def test_a_calibrated_checkpoint_is_evaluated_and_predicts_in_int8(
     before = Path(FILE).read_bytes()
     assert main([f"checkpoint={FILE}", "quantize=int8"]) == 0
     out = capsys.readouterr().out
-    assert Path(FILE).read_bytes() == before and "16 linear maps and convolutions in int8" in out and "top1" in out
+    assert Path(FILE).read_bytes() == before and "4 linear maps and convolutions in int8" in out and "top1" in out
     command = shlex.split(out.splitlines()[-1].partition("python evaluate.py ")[2])
     assert command == [f"checkpoint={CALIBRATED}", "trainer.precision=int8"]
 
@@ -57,7 +67,7 @@ def test_a_calibrated_checkpoint_is_evaluated_and_predicts_in_int8(
     fp32 = [numbers(inside("evaluate", f"checkpoint={f}", "trainer.precision=fp32")) for f in (FILE, CALIBRATED)]
     assert fp32[0] == fp32[1], "without trainer.precision=int8, a calibrated checkpoint is like any other"
     stdout = inside("evaluate", *command, "output=numbers")
-    assert "note      16 linear maps and convolutions are in int8" in stdout
+    assert "note      4 linear maps and convolutions are in int8" in stdout
     assert abs(numbers(stdout)["test/top1"] - fp32[0]["test/top1"]) < 0.05
     assert json.loads(Path("numbers/results.json").read_text("utf-8"))["precision"] == "int8"
 
@@ -75,6 +85,8 @@ def test_a_calibrated_checkpoint_is_evaluated_and_predicts_in_int8(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr", "seq2seq"])
 def test_detectors_and_translators_are_calibrated_and_evaluated_in_int8(inside: Door, name: str) -> None:
+    lines = [f"{word} and {other}\t{other} und {word}" for word in "abcdefgh" for other in "ijklmnop"]
+    Path("pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
     inside("train", *SMALL[name], "run_dir=run", "trainer.device=cpu")
     assert main([f"checkpoint={FILE}", "quantize=int8", "output=calibrated.pt"]) == 0
     stdout = inside("evaluate", "checkpoint=calibrated.pt", "trainer.precision=int8")
