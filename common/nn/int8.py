@@ -42,7 +42,8 @@ class Quantisation(NamedTuple):
 
 def quantisation(*ranges: Range) -> Quantisation:
     """The quantisation of the union of ranges and zero, so that zero is represented exactly."""
-    low, high = (choose(0.0, *values) for choose, values in zip((min, max), zip(*ranges, strict=True), strict=True))
+    lows, highs = zip(*ranges, strict=True)
+    low, high = min(0.0, *lows), max(0.0, *highs)
     scale = (high - low) / 255 or 1.0  # any scale represents a tensor of zeros
     return Quantisation(scale, round(-low / scale))
 
@@ -140,13 +141,17 @@ class Int8Residual(nn.Module):
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x (B, N, C) -> (B, N, C); `sublayer` maps (B, N, C) to (B, N, C) by one call of `last` at its end."""
         last = self._last[0]
-        inputs = self.norm(x) if self.pre_norm else x
+        inputs = self._normalise(x) if self.pre_norm else x
         last.residual = x
         try:
             y = sublayer(inputs)
         finally:
             last.residual = None
-        return y if self.pre_norm else self.norm(y)
+        return y if self.pre_norm else self._normalise(y)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x)
+        return y
 
 
 class Int8Projections(nn.Module):
@@ -252,7 +257,7 @@ def post_operation(activation: nn.Module) -> Post | None:
     """The operator's name of an activation; None if it has none."""
     if type(activation) is nn.GELU:
         return "gelu", [], activation.approximate
-    names = {nn.ReLU: "relu", nn.SiLU: "swish"}
+    names: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "swish"}
     return (names[type(activation)], [], "") if type(activation) in names else None
 
 

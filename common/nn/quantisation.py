@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.nn import int8
 from common.nn.attention import Attention
 from common.nn.blocks import Block, FeedForward, Residual
+from common.nn.convolution import FrozenBatchNorm
 from common.nn.int8 import Int8Convolution, Int8Linear, Int8MaxPool, Int8Projections, Int8Residual, Quantisation
 from common.nn.linear import Linear, Projections, Tied
 from common.nn.resnet import Backbone, BasicBlock, Bottleneck
@@ -131,8 +132,8 @@ def _fuse_residuals(block: Block) -> None:
     sublayers = [block.attention, *([block.cross_attention] if block.cross_attention else []), block.feed_forward]
     for i, (residual, sublayer) in enumerate(zip(block.residuals, sublayers, strict=True)):
         # A subclass of Attention may permute the tokens after the last map, as shifted windows do.
-        name = {Attention: "out_proj", FeedForward: "contract"}.get(type(sublayer))
-        last = getattr(sublayer, name) if name else None
+        last = sublayer.out_proj if type(sublayer) is Attention else None
+        last = sublayer.contract if isinstance(sublayer, FeedForward) else last
         if type(residual) is Residual and residual.scale is None and isinstance(last, Int8Linear):
             block.residuals[i] = Int8Residual(residual, last)
 
@@ -172,9 +173,10 @@ def _quantise_block(
     sources = [at(f"{path}.{name}") for name in names]
     shortcut = sources[0]
     if block.downsample is not None:
-        conv, norm = block.downsample
+        conv, frozen = block.downsample
+        assert isinstance(conv, nn.Conv2d) and isinstance(frozen, FrozenBatchNorm)
         shortcut = at(f"{path}.downsample")
-        block.downsample = nn.Sequential(Int8Convolution(conv, norm, sources[0], shortcut), nn.Identity())
+        block.downsample = nn.Sequential(Int8Convolution(conv, frozen, sources[0], shortcut), nn.Identity())
     for i, (name, source, output) in enumerate(zip(names, sources, [*sources[1:], target], strict=True)):
         norm = f"bn{i + 1}"
         added = shortcut if name == names[-1] else None

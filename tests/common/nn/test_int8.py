@@ -7,8 +7,17 @@ from torch import Tensor, nn
 
 from common.machine.seeds import generator
 from common.nn import int8
+from common.nn.blocks import BlockOptions, Residual
 from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution
-from common.nn.int8 import Int8Convolution, Int8Linear, Int8MaxPool, Int8Projections, Quantisation, quantisation
+from common.nn.int8 import (
+    Int8Convolution,
+    Int8Linear,
+    Int8MaxPool,
+    Int8Projections,
+    Int8Residual,
+    Quantisation,
+    quantisation,
+)
 from common.nn.linear import Linear, Projections
 
 pytestmark = pytest.mark.skipif(int8.unsupported() is not None, reason="this machine cannot compute in int8")
@@ -90,6 +99,27 @@ def test_rows_do_not_depend_on_other_rows() -> None:
             # which they multiply by the two scales and add the bias: two units in the last place of values up to 4.
             torch.testing.assert_close(quantised(x[rows]), whole[rows], rtol=0, atol=1e-6)
             torch.testing.assert_close(quantised(x[rows].unsqueeze(1)).squeeze(1), whole[rows], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_the_last_map_adds_the_residual_and_does_not_overwrite_it(pre_norm: bool) -> None:
+    residual = Residual(BlockOptions(width=24, heads=2, feedforward=36, pre_norm=pre_norm))
+    layer, x = layer_and_input(2, 5, 24, outputs=24)
+    last = Int8Linear.of(layer, quantisation((-4.0, 5.0)))
+    fused = Int8Residual(residual, last)
+    with torch.no_grad():
+        for shortcut in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.bfloat16()):
+            before = shortcut.clone()
+            is_half = shortcut.dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                y = fused(shortcut, last)
+            expected = residual(shortcut.float(), last)  # `last` without a residual
+            assert torch.equal(shortcut, before)
+            tolerance = 0.02 if is_half else 1e-5  # bf16 has 8 bits, in the product and in the norm
+            torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ZeroDivisionError):
+        fused(x, lambda _: 1 / 0)
+    assert last.residual is None, "nothing is added in later calls"
 
 
 @pytest.mark.parametrize("way", ["view", "copy", "formula"])
