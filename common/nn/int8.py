@@ -71,8 +71,9 @@ def unsupported() -> str | None:
     """Why this machine cannot compute in int8, as the end of a sentence; None if it can."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(_ONEDNN, name) for name in _OPERATORS):
         return "this PyTorch lacks oneDNN's int8 operators"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not any(capabilities.get(name) for name in _INSTRUCTIONS):
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # in newer versions of torch
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("vnni", "amx_tile"))
+    if not any(capabilities.get(name) for name in _INSTRUCTIONS) and not any(check() for check in checks):
         return "this CPU lacks instructions for int8 (VNNI or AMX)"
     return None
 
