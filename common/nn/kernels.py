@@ -4,9 +4,9 @@ For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on A
 core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). MKL is faster on Intel's
 processors, where the products of a backward pass took oneDNN up to 3 times as long, and on a CPU with AVX2 only (45
 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
-Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses
-other than parameters, and under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function
-instead, and `can_fuse` returns False.
+Only this file and int8.py, which has the operators on integers, call oneDNN directly. On other devices, under
+torch.compile and torch.export, for tensor subclasses other than parameters, and under
+`torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` returns False.
 """
 
 from collections.abc import Callable

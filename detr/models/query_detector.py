@@ -67,6 +67,8 @@ class QueryDetector(nn.Module, ABC):
     guided: bool = False
     # True: all weights but those of the mask head are fixed, and dropout is off.
     frozen: bool = False
+    # Quantising the decoder has destroyed other detectors, and saves little time: it has few queries.
+    unquantised: Sequence[str] = ("decoder", "mask_head")
     decoder: nn.Module
     auxiliary: bool
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.machine.device import autocast
-from scripts.benchmarks import flops
+from scripts.benchmarks import flops, quantised
 from scripts.benchmarks.detr_input import sample_images
 from scripts.benchmarks.detr_peer import detector, peer
 from scripts.benchmarks.timing import Row, Setting, compare_tensors
@@ -24,6 +24,7 @@ PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
     ("ours fp32", "transformers fp32"),
     ("ours bf16", "transformers fp32"),
     ("ours bf16", "transformers bf16"),
+    (quantised.NAME, "transformers fp32"),
     (EAGER, "transformers fp32"),
     (CHANNELS_LAST, "transformers fp32"),
     ("ours fp32 compiled", "transformers fp32 compiled"),
@@ -67,6 +68,9 @@ def row(
     for name in names:
         for compiled in (False, True) if setting.compile and name in CONTENDERS else (False,):
             contenders[f"{name} compiled" if compiled else name] = _contender(name, model, images, compiled)
+    if "ours bf16" in names and quantised.is_supported(device):
+        ours = quantised.quantised(model, lambda model: model(images, None))
+        contenders[quantised.NAME] = lambda: _run_ours(ours, images, "int8")
 
     def check() -> str:
         reference, *names = contenders
@@ -74,7 +78,7 @@ def row(
         tolerance = 0.03 if device.type == "cuda" else 1e-3  # CUDA's convolutions use TF32; a wrong weight gives >= 0.1
         for name in names:
             for output, tensor, target in zip(("logits", "boxes"), contenders[name](), expected, strict=True):
-                if "bf16" in reference + name:
+                if "bf16" in reference + name or name == quantised.NAME:
                     differences.append(compare_tensors(f"{name} {output}", tensor, target, 0.15))
                 else:
                     differences.append(compare_tensors(f"{name} {output}", tensor, target, tolerance, along=-2))
@@ -87,7 +91,7 @@ def row(
         pairs=[pair for pair in PAIRS if all(name in contenders for name in pair)],
         check=check,
         amounts=dict.fromkeys(contenders, (batch, "images")),
-        flops=flops.per_contender(contenders, operations),
+        flops=flops.per_contender(contenders.keys() - {quantised.NAME}, operations),
     )
 
 

@@ -18,6 +18,7 @@ from common.config.check import construct
 from common.decoding.decode import decode
 from common.decoding.options import DecodingOptions
 from common.machine.device import autocast, to_device
+from scripts.benchmarks import quantised
 from scripts.benchmarks import seq2seq_peers as peers
 from scripts.benchmarks.timing import MismatchError, Row, Setting, compare_tensors
 from seq2seq.criterion.cross_entropy import token_losses
@@ -90,7 +91,8 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
         notes, engines = [], _ctranslate2_engines(setting, marian, entries)
         words = peers.to_words(batch["source"])
         contenders |= {name: _ctranslate2_contender(engine, words, beam, tokens) for name, engine in engines.items()}
-        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, "CTranslate2 int8") for name in ours_bf16)]
+        ours_fast = [*ours_bf16, *({quantised.NAME} & contenders.keys())]
+        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, "CTranslate2 int8") for name in ours_fast)]
 
     def check() -> str:
         differences = _compare_probabilities(setting.device, model, marian, engines, batch, entries)
@@ -144,6 +146,9 @@ def _torch_contenders(
         "ours fp32": lambda: run_ours(ours_fp32, "fp32"),
         "ours bf16": lambda: run_ours(ours_bf16, "bf16"),
     }
+    if quantised.is_supported(device):
+        ours_int8 = quantised.quantised(model, lambda model: run_ours(model, "fp32"))
+        contenders[quantised.NAME] = lambda: run_ours(ours_int8, "int8")
     if setting.compile:
         ours_compiled = compiled(ours_fp32)
         contenders["ours bf16 compiled"] = lambda: run_ours(ours_compiled, "bf16")

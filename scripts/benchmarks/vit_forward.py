@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.machine.device import autocast
-from scripts.benchmarks import flops
+from scripts.benchmarks import flops, quantised
 from scripts.benchmarks.timing import Row, Setting, compare_tensors
 from scripts.benchmarks.vit_input import sample_images
 from scripts.benchmarks.vit_peers import PEERS, classifier, config, peer
@@ -77,6 +77,9 @@ def compare(
     for precision in precisions:
         ours = copy.deepcopy(model)  # each copy has its own cache of packed weights
         add(f"ours {precision}", ours, images, precision)
+    if "bf16" in precisions and quantised.is_supported(setting.device):
+        ours = quantised.quantised(model, lambda model: model(images))
+        contenders[quantised.NAME] = lambda: _infer(ours, images, "int8")
 
     def check() -> str:
         reference, *names = contenders
@@ -87,7 +90,7 @@ def compare(
                 f"{name} logits",
                 contenders[name](),
                 expected,
-                0.1 if "bf16" in reference + name else tolerance,
+                0.1 if any(precision in reference + name for precision in ("bf16", "int8")) else tolerance,
                 along=0 if len(images) > 1 else -1,
             )
             for name in names
@@ -100,7 +103,7 @@ def compare(
         pairs=pairs(contenders, tuple(peers), compiled=setting.compile),
         check=check,
         amounts=dict.fromkeys(contenders, (len(images), "images")),
-        flops=flops.per_contender(contenders, operations),
+        flops=flops.per_contender(contenders.keys() - {quantised.NAME}, operations),
     )
 
 
@@ -108,14 +111,15 @@ def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, comp
     """List the pairs (contender, reference) whose times are compared.
 
     Our model is paired with each peer and, if there are several, with the tuple of all peers, of which the fastest is
-    the reference. Our model is paired with peers in the same precision; in bf16, it is also paired with peers in fp32.
+    the reference. Our model is paired with peers in the same precision; in bf16 and int8, it is paired with peers in
+    fp32.
     If `compiled`, our compiled model is paired with compiled peers in the same way, and in bf16 also with the tuple of
     the eager peers in fp32. A pair is left out if `contenders` lacks one of its models in the precision of the pair.
     """
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):
-        for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
-            if not {f"ours {ours}", f"{peers[0]} {theirs}"} <= contenders.keys():
+        for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("int8", "fp32")):
+            if (suffix and ours == "int8") or not {f"ours {ours}", f"{peers[0]} {theirs}"} <= contenders.keys():
                 continue
             references = tuple(f"{name} {theirs}{suffix}" for name in peers)
             pairs += [(f"ours {ours}{suffix}", reference) for reference in references]
