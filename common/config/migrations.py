@@ -147,6 +147,10 @@ def update_names(config: dict[str, Any]) -> list[str]:
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
         notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please update your yaml.")
+    for sizes in _mapping(_mapping(config.get("model")).get("compressed")).values():
+        if isinstance(sizes, dict) and (names := _renamed(sizes, _renames(config))) != sizes:
+            sizes.clear()
+            sizes.update(names)
     return notices
 
 
