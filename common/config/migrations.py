@@ -38,6 +38,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.patience": None,  # every run took all its steps
     # since fb95e29
     "trainer.log": ["tensorboard"],  # only TensorBoard showed runs
+    # since 9db651b
+    "trainer.sparsity": None,  # no weight was set to zero
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). Unlike

@@ -133,7 +133,7 @@ def valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             **{"steps": 10, "epochs": None, "micro_batch": None, "precision": "fp32", "clip_norm": 0.1},
             **{"ema_decay": 0, "compile": False, "workers": 0, "device": "auto"},
             **{"log_every": 1, "eval_every": None, "eval_samples": None, "save_every": None, "average_last": 0},
-            **{"patience": None, "log": ["tensorboard"]},
+            **{"patience": None, "log": ["tensorboard"], "sparsity": None},
             **{"deterministic": False, "strategy": "ddp", "timeout": 600, "grace": None, "keep_best": 1},
         },
     }
