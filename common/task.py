@@ -317,6 +317,12 @@ class OptionalModel(Protocol):
     undecayed: Sequence[str]
     """Names or prefixes of matrices that weight decay skips, such as tables of positions."""
 
+    quantised: Sequence[str]
+    """Names of linear maps outside of attentions and feed-forwards that trainer.precision=int8 quantises, too."""
+
+    unquantised: Sequence[str]
+    """Names of modules that are not quantised with trainer.precision=int8, such as a detector's decoder."""
+
     per_micro_batch: Sequence[str]
     """Names of modules, other than BatchNorm, whose output depends on how a step is split into micro-batches. The
     summary at the start lists them."""

@@ -9,6 +9,8 @@ FILE is any checkpoint that evaluate.py accepts. The keys are applied in this or
     prune.magnitude=F  set the smallest weights of blocks to zero: this fraction of all, at most 95 % of each matrix
     finetune=STEPS     then train for this many steps; prune.magnitude is reached gradually after three quarters of them
     distil=soft|hard   in fine-tuning, also learn from the outputs of the checkpoint (soft labels, or its best class)
+    quantize=int8      measure the ranges of the model's tensors on val, for trainer.precision=int8 on CPUs with VNNI or
+                       AMX; without other keys, the file is FILE with the suffix .int8.pt, or the file in output=
     samples=N          number of val samples for ranking (default 256)
     output=FOLDER      folder to write (default: compressed)
 
@@ -42,12 +44,12 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 from common.config.check import COMPRESSED
 from common.errors import Stopped, UserError
 from common.files import checkpoint, names
-from common.files.output import create_output, writing_to
+from common.files.output import create_output, creating, writing_to
 from common.files.table import table
 from common.nn.compressed import Sizes
 from common.train import evaluator, sparsity
 from common.train.assembly import Components, restore
-from scripts.compressing import finetuning, report
+from scripts.compressing import finetuning, int8, report
 from scripts.compressing.low_rank import reduce_rank
 from scripts.compressing.measuring import Measure
 from scripts.compressing.options import Options, read_options
@@ -65,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = list(options.variants)
         if options.compresses:
             files.append(compress(options))
+        elif options.quantizes:
+            files.append(calibrate(options))
         if flags.report:
             rows = report.measure(options.checkpoints, files, options.precisions, options.overrides)
             print(report.show(rows))
-            report.write(rows, options.output)
-            print(f"wrote     {options.output}: report.md, report.json")
+            report.write(rows, options.folder)
+            print(f"wrote     {options.folder}: report.md, report.json")
     except UserError as error:
         # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
         print(str(error).replace("evaluate.py", "compress.py"), file=sys.stderr)
@@ -85,26 +89,45 @@ def compress(options: Options) -> Path:
 
     Prints a table with the goal's value on val and the number of parameters after each step.
     """
-    file = options.output / FILE
+    file = options.folder / FILE
     if file.exists():
-        raise UserError(f"output={options.output} already holds {FILE}; name another folder.")
+        raise UserError(f"output={options.folder} already holds {FILE}; name another folder.")
     config = finetuning.evaluation_config(options.checkpoints[0], options.overrides)
     parts = restore(_without_teacher(config))
     assert parts.file is not None
     finetuning.refuse_mistakes(options, config)
-    create_output(options.output)
+    create_output(options.folder)
     print(parts.weights_line)
     rows = [_row("dense", parts)]
     sizes = apply(parts, options, config, rows)
-    with writing_to(options.output):
+    with writing_to(options.folder):
         checkpoint.save(file, content(parts, config, sizes))
     if options.steps is not None:
         finetuning.finetune(file, options)
         parts = restore(_without_teacher(finetuning.evaluation_config(file, options.overrides)))
         rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
     print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
+    if options.quantizes:
+        with writing_to(options.folder):
+            checkpoint.save(file, {**checkpoint.load(file), "int8": int8.calibrate(parts)})
     print(f"wrote     {file}: {file.stat().st_size / 1e6:,.2f} MB")
     print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={file}'])}")
+    return file
+
+
+def calibrate(options: Options) -> Path:
+    """Write the first checkpoint with the ranges of its tensors on val, and print the metrics; returns the new file."""
+    overrides = [*options.overrides, "trainer.device=cpu", "trainer.precision=fp32"]
+    config = finetuning.evaluation_config(options.checkpoints[0], overrides)
+    parts = restore(config)
+    assert parts.file is not None
+    file, ranges = options.output or parts.file.with_suffix(".int8.pt"), int8.calibrate(parts)
+    with creating(file):
+        checkpoint.save(file, int8.content(parts, config, ranges))
+    print(f"{parts.weights_line}\nwrote     {file}")
+    print(int8.report(parts, ranges))
+    command = names.shell_command([f"checkpoint={file}", "trainer.precision=int8"])
+    print(f"evaluate  {to_run('evaluate.py')} {command}")
     return file
 
 

@@ -62,6 +62,7 @@ def content_of(wing: str) -> dict[str, Any]:
         "task": STATES[wing],
         "samples": 100,
         "fingerprints": {"train": {"images": "abc"}, "val": {}, "test": {}},
+        "int8": {"encoder.blocks.0.feed_forward.expand": [-1.0, 2.0]},
         "config": config,
         "format": checkpoint.FORMAT,
     }

@@ -78,6 +78,11 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         _raise_if(_section_mistake(section, options, key, arguments))
     for key, path in FIXED_CLASSES.items():
         _raise_if(_mistake(config[key], _read(path, key), key))
+    if door == "train" and config["trainer"]["precision"] == "int8":
+        raise UserError(
+            "trainer.precision=int8 is for evaluate.py and predict.py; train in auto, bf16 or fp32, then calibrate the "
+            "checkpoint: python scripts/compress.py checkpoint=FILE quantize=int8."
+        )
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
     if (steps is None) == (epochs is None):
         pair = f"trainer.steps={show_value(steps)} and trainer.epochs={show_value(epochs)}"

@@ -5,15 +5,16 @@ config/check.py.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from common.files import schema
-from common.types import Count
+from common.types import Count, Range
 
 Weights = dict[str, Tensor]
+Finite = Annotated[float, Range(low=-3e38, high=3e38)]  # a number of fp32
 # TO_RESTORE: the fields that are needed to restore a model. TO_RESUME: the fields that are needed to resume a run,
 # except `windows`, which `resume_mistake` also requires.
 TO_RESTORE = ("step", "model", "average", "task", "config")
@@ -67,8 +68,9 @@ class Config(TypedDict, total=False):
 class Content(TypedDict, total=False):
     """The fields of a checkpoint.
 
-    `train.state.checkpoint_content` writes all of them except `mean`, which train/averaging.py adds, and `window`,
-    which only earlier versions wrote. Files of earlier versions lack some fields.
+    `train.state.checkpoint_content` writes all of them except `mean`, which train/averaging.py adds, `int8`, the ranges
+    that train/calibration.py adds, and `window`, which only earlier versions wrote. Files of earlier versions lack some
+    fields.
     """
 
     step: Count
@@ -90,6 +92,7 @@ class Content(TypedDict, total=False):
     samples: Count
     fingerprints: dict[str, dict[str, str]]
     teacher: str | None
+    int8: dict[str, tuple[Finite, Finite]]
     config: Config
 
 

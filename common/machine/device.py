@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,7 +64,12 @@ def _cpu_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """A context in which training, evaluation and prediction run: autocast to `precision`, disabled for fp32."""
+    """A context in which training, evaluation and prediction run: autocast to `precision`, disabled for fp32.
+
+    For int8, which only quantised maps compute in, it is the context for auto.
+    """
+    if precision == "int8":
+        precision = resolve_precision("auto", device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 

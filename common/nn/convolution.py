@@ -1,7 +1,7 @@
 """Convolutions followed by a norm; a frozen batch norm is folded into the weight and bias of the convolution.
 
 If the norm is frozen, no gradient is needed and oneDNN has a kernel, the convolution, the addition of a shortcut and
-ReLU are computed in one pass over the feature map.
+ReLU are computed in one pass over the feature map. A `FusedConvolution` computes them itself, such as in int8.
 """
 
 import torch
@@ -68,6 +68,18 @@ class FrozenBatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
+class FusedConvolution(nn.Module):
+    """A convolution and its norm in one module, which takes the place of a convolution before an `nn.Identity`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """norm(conv(x)): (B, C, H, W) -> (B, C', H', W')."""
+        raise NotImplementedError
+
+    def with_relu(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """relu(norm(conv(x)) + shortcut); nothing is added if `shortcut` is None, and it may be overwritten."""
+        raise NotImplementedError
+
+
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Make a convolution without bias that divides the sides of a feature map by `stride`, rounding up.
 
@@ -81,17 +93,23 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
     return conv
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+def conv_norm(conv: nn.Conv2d | FusedConvolution, norm: nn.Module, x: Tensor) -> Tensor:
     """norm(conv(x)). A frozen norm is folded into the convolution, which saves a pass over the feature map."""
     if not isinstance(norm, FrozenBatchNorm):
         y: Tensor = norm(conv(x))
         return y
+    assert isinstance(conv, nn.Conv2d)
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
 def conv_norm_relu(
-    conv: nn.Conv2d, norm: nn.Module, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
+    conv: nn.Conv2d | FusedConvolution,
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> Tensor:
     """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False.
 
@@ -100,6 +118,9 @@ def conv_norm_relu(
     The addition, the mask and ReLU overwrite the convolution's output, because allocating another map (of 50 MB, for
     example) takes longer than these operations. If no gradient is needed, `shortcut` may be overwritten, too.
     """
+    if isinstance(conv, FusedConvolution):
+        y = conv.with_relu(x, shortcut)
+        return y if real is None else y.mul_(real)
     if isinstance(norm, FrozenBatchNorm) and kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)
         y = kernels.convolution_relu(conv, x, weight, bias, shortcut)

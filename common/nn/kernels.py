@@ -3,9 +3,9 @@
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
 core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
 is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
-Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses
-other than parameters, and under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function
-instead, and `can_fuse` returns False.
+Only this file and int8.py, which has the operators on integers, call oneDNN directly. On other devices, under
+torch.compile and torch.export, for tensor subclasses other than parameters, and under
+`torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` returns False.
 """
 
 from collections.abc import Callable

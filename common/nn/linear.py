@@ -25,6 +25,10 @@ class Linear(nn.Linear):
         """(..., in) -> (..., out)."""
         return kernels.linear(x, self.weight, self.bias, cache=self.weight_cache)
 
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and the bias (out,), or None."""
+        return self.weight, self.bias
+
     def opened(self) -> nn.Module:
         """A plain `nn.Linear` with copies of the weight and bias; see the function `opened`."""
         return _plain_linear(self.weight, self.bias)
@@ -105,7 +109,7 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return kernels.linear(x, *self._matrix(), cache=self.weight_cache)
+        return kernels.linear(x, *self.matrix(), cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
         """A plain `nn.Linear`; see the function `opened`.
@@ -113,13 +117,14 @@ class Tied(nn.Module):
         If the owner's weight is a matrix, the `nn.Linear` shares it; otherwise the weight is copied. The bias is
         copied.
         """
-        plain = _plain_linear(*self._matrix())
+        plain = _plain_linear(*self.matrix())
         weight = self._owner[0].weight
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             plain.weight = weight
         return plain
 
-    def _matrix(self) -> tuple[Tensor, Tensor | None]:
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and the bias (out,), or None."""
         owner: Any = self._owner[0]
         return owner.weight.flatten(1), getattr(owner, "bias", None)
 

@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution, mask_padding
+from common.nn.convolution import (
+    FrozenBatchNorm,
+    FusedConvolution,
+    conv_norm,
+    conv_norm_relu,
+    convolution,
+    mask_padding,
+)
 from common.types import Count
 
 MakeNorm = Callable[[int], nn.Module]  # makes a norm for a number of channels
@@ -128,7 +135,7 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
     if downsample is None:
         return x
     conv, norm = downsample
-    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv, nn.Conv2d | FusedConvolution)
     return conv_norm(conv, norm, x)
 
 

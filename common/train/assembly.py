@@ -16,8 +16,10 @@ from common.config.schema import WINGS
 from common.errors import UserError
 from common.files import checkpoint, schema
 from common.files.content import TO_RESTORE
+from common.files.names import shell_command
 from common.machine import device as devices
 from common.machine import distributed, memory, threads
+from common.nn import quantisation
 from common.task import Adopted, Data, Task, Teacher
 from common.train import footprint, teacher
 from common.train.state import describe, select_weights
@@ -90,8 +92,9 @@ def restore(config: dict[str, Any]) -> Components:
     The model is moved to the config's device and set to evaluation mode.
 
     The file is a checkpoint of this program, or a file of another program that the task can convert (`Task.adopt`). No
-    file of the data is opened. Raises UserError when the file's weights do not match the model that the config
-    describes.
+    file of the data is opened. With trainer.precision=int8, the model is quantised by the ranges in the checkpoint.
+    Raises UserError when the file's weights do not match the model that the config describes, and when int8 is not
+    possible.
     """
     trainer, device = _trainer(config)
     path, title = fetching.locate(config)
@@ -124,8 +127,11 @@ def restore(config: dict[str, Any]) -> Components:
             f"{first}; name the model that the file holds (model=...)."
         )
     model.load_state_dict(tensors)
+    model = model.to(device).eval()
+    if trainer.precision == "int8":
+        notes = [*notes, _quantise(model, content, path, config["checkpoint"], device)]
     line = _with_notes(line, notes, values.non_finite_note(tensors))
-    return Components(data, task, model.to(device).eval(), trainer, device, line, file=path)
+    return Components(data, task, model, trainer, device, line, file=path)
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
@@ -150,6 +156,24 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     for warning in values.non_finite_note(parts.model.state_dict()):
         warnings.warn(f"{file}: {warning}", stacklevel=2)
     return parts.model, parts.task
+
+
+def _quantise(model: nn.Module, content: dict[str, Any], path: Path, source: str, device: torch.device) -> str:
+    """Quantise a model by the ranges in its checkpoint's `content`; returns a note for the log.
+
+    `path` is the checkpoint's file, and `source` the value of checkpoint=, which may be the name of published weights.
+    Raises UserError if the checkpoint was not calibrated or is calibrated for another model, and if the machine cannot
+    compute in int8.
+    """
+    quantisation.refuse_unsupported(device)
+    if not (ranges := content.get("int8") if checkpoint.is_ours(content) else None):
+        command = shell_command(["python", "scripts/compress.py", f"checkpoint={source}", "quantize=int8"])
+        raise UserError(
+            f"trainer.precision=int8 needs ranges of the model's tensors, and {path} has none; measure them on val: "
+            f"{command}."
+        )
+    count = _with_path(path, quantisation.quantise, model, ranges)
+    return f"{count} linear maps and convolutions are in int8, all else in {devices.resolve_precision('auto', device)}"
 
 
 def _provide_teacher(task: Task, config: dict[str, Any]) -> list[str]:

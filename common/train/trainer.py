@@ -62,7 +62,7 @@ class Trainer:
     steps: Positive | None
     epochs: Positive | None
     micro_batch: Positive | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto is resolved in common/train/assembly.py
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]  # auto is resolved in common/train/assembly.py
     clip_norm: PositiveFloat | None
     ema_decay: Fraction
     compile: bool

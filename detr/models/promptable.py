@@ -20,6 +20,7 @@ class PromptableModel(nn.Module):
     """
 
     unshardable = "its encoder and its decoder are called separately"
+    unquantised = ("mask_decoder",)
 
     def __init__(
         self,

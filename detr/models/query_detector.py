@@ -67,6 +67,8 @@ class QueryDetector(nn.Module, ABC):
     guided: bool = False
     # True: all weights but those of the mask head are fixed, and dropout is off.
     frozen: bool = False
+    # In int8, the small differences between queries would be lost.
+    unquantised: Sequence[str] = ("decoder", "mask_head")
     decoder: nn.Module
     auxiliary: bool
 

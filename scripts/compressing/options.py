@@ -30,7 +30,8 @@ class Options:
     steps: int | None  # of fine-tuning
     distil: str | None
     samples: int
-    output: Path
+    quantizes: bool
+    output: Path | None
     variants: list[Path]
     precisions: list[str]
 
@@ -38,6 +39,11 @@ class Options:
     def compresses(self) -> bool:
         """Whether a key makes the model smaller."""
         return any(value is not None for value in (self.heads, self.neurons, self.magnitude, self.rank))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the compressed checkpoint, or of the report alone."""
+        return self.output or Path("compressed" if self.compresses else "report")
 
 
 def read_options(words: Sequence[str], reports: bool) -> Options:
@@ -50,8 +56,8 @@ def read_options(words: Sequence[str], reports: bool) -> Options:
     unknown = next((key for key, _ in pairs if key.startswith("prune") and key not in KEYS), None)
     if unknown:
         raise UserError(f"{unknown} is not a key of compress.py{did_you_mean(unknown, KEYS)}")
-    if "quantize" in own:  # int8 joins here: calibration after the other steps, kept in the checkpoint's content
-        raise UserError(f"quantize={own['quantize']} is not supported by this version; leave it out.")
+    if own.get("quantize", "int8") != "int8":
+        raise UserError(f"quantize={own['quantize']}: expected quantize=int8; see --help.")
     checkpoints = _paths(own.get("checkpoint", ""))
     options = Options(
         checkpoints=checkpoints,
@@ -63,7 +69,8 @@ def read_options(words: Sequence[str], reports: bool) -> Options:
         steps=_optional(own, "finetune", _count),
         distil=_optional(own, "distil", _kind),
         samples=_count("samples", own.get("samples", str(SAMPLES))),
-        output=Path(own.get("output") or ("compressed" if set(own) & {*STEPS} else "report")),
+        quantizes="quantize" in own,
+        output=Path(own["output"]) if own.get("output") else None,
         variants=_paths(own.get("variants", "")),
         precisions=[part for part in own.get("precisions", "").split(",") if part],
     )
@@ -84,8 +91,10 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
     for key in ("finetune", "distil"):
         if key in own and not options.compresses:
             raise UserError(f"{key}= needs a key that makes the model smaller: {', '.join(STEPS)}.")
-    if not options.compresses and not reports:
-        raise UserError(f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), or --report.")
+    if not options.compresses and not options.quantizes and not reports:
+        raise UserError(
+            f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), quantize=int8, or --report."
+        )
     if options.distil and options.steps is None:
         raise UserError(f"distil={options.distil} is for fine-tuning; give finetune=STEPS, too.")
 

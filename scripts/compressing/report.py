@@ -36,6 +36,9 @@ class Variant(NamedTuple):
     name: str
     parts: Components
     precision: str
+    bytes: int
+    parameters: int
+    nonzero: int
 
 
 class Row(NamedTuple):
@@ -82,8 +85,9 @@ def measure(dense: Sequence[Path], files: Sequence[Path], precisions: Sequence[s
                 statistics.fmean(qualities),
                 statistics.stdev(qualities) if len(qualities) > 1 else None,
                 len(qualities),
-                _file_size(variant.parts.model),
-                *count_parameters(variant.parts.model),
+                variant.bytes,
+                variant.parameters,
+                variant.nonzero,
                 times[number],
                 _difference(_outputs(variant), reference),
             )
@@ -144,8 +148,9 @@ def _load(name: str, file: Path, precisions: Sequence[str], overrides: list[str]
         config = evaluation_config(file, words)
         if config["task"].get("distillation"):
             config["task"]["distillation"]["teacher"] = None  # quality is measured without it
-        parts = restore(config)
-        yield Variant(name, parts, parts.trainer.precision)
+        stored = restore({**config, "trainer": {**config["trainer"], "precision": "fp32"}}).model
+        parts = restore(config)  # in int8, the model has other parameters than the file
+        yield Variant(name, parts, parts.trainer.precision, _file_size(stored), *count_parameters(stored))
 
 
 def _name(file: Path) -> str:
