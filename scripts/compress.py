@@ -1,16 +1,37 @@
-"""Calibrate a checkpoint for int8: `python scripts/compress.py checkpoint=FILE quantize=int8 [output=FILE]`.
+"""Make a trained model smaller: `python scripts/compress.py checkpoint=FILE prune.heads=0.25 prune.neurons=0.5`.
 
-The ranges of the model's tensors are measured on val and written, with the unchanged fp32 weights, to `output`, by
-default the checkpoint's path with the suffix .int8.pt. `evaluate.py` and `predict.py` compute that file in int8 with
-trainer.precision=int8, on CPUs with VNNI or AMX, and like any other checkpoint without. Further keys override the
-checkpoint's config, such as weights=raw or data.root=FOLDER. Prints the metrics on val in fp32 and in int8. The exit
-code is 0, or 2 if nothing was written.
+FILE is any checkpoint that evaluate.py accepts. The keys are applied in this order:
+
+    prune.heads=F      remove this fraction of all attention heads, those without which the loss on val is lowest
+    prune.neurons=F    remove this fraction of the feed-forwards' hidden neurons, ranked by squared gradients on val
+    rank=R             factorise the linear maps of blocks: an integer is the rank of all maps, a fraction below 1 the
+                       part of the squared singular values, weighted by the inputs on val, that each map keeps
+    prune.magnitude=F  set the smallest weights of blocks to zero: this fraction of all, at most 95 % of each matrix
+    finetune=STEPS     then train for this many steps; prune.magnitude is reached gradually after three quarters of them
+    distil=soft|hard   in fine-tuning, also learn from the outputs of the checkpoint (soft labels, or its best class)
+    quantize=int8      measure the ranges of the model's tensors on val, for trainer.precision=int8 on CPUs with VNNI or
+                       AMX; without other keys, the file is FILE with the suffix .int8.pt, or the file in output=
+    samples=N          number of val samples for ranking (default 256)
+    output=FOLDER      folder to write (default: compressed)
+
+FOLDER/compressed.pt is an ordinary checkpoint without optimizer state, whose config holds the sizes of the smaller
+modules (model.compressed). evaluate.py, predict.py and export.py take it, and the run of fine-tuning is in
+FOLDER/finetune. Further keys override the checkpoint's config, such as optimizer.lr=1e-4 for fine-tuning.
+
+--report compares models on test: checkpoint=DENSE[,SEED2,...] variants=FILE[,FILE...] precisions=fp32,bf16. A table
+with quality, bytes, parameters, milliseconds and the difference from the outputs of DENSE is printed, and written to
+FOLDER/report.md and FOLDER/report.json (default folder: report). Together with the keys above, the new file is one of
+the variants. The exit code is 0, or 2 after an error.
 """
 
+import argparse
+import copy
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
@@ -20,49 +41,172 @@ from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
-from common.config.compose import configure
-from common.errors import UserError
+from common.config.check import COMPRESSED
+from common.errors import Stopped, UserError
 from common.files import checkpoint, names
-from common.files.output import creating
-from common.train.assembly import restore, stored_config
-from scripts.compressing import int8
+from common.files.output import create_output, creating, writing_to
+from common.files.table import table
+from common.nn.compressed import Sizes
+from common.train import evaluator, sparsity
+from common.train.assembly import Components, restore
+from scripts.compressing import finetuning, int8, report
+from scripts.compressing.low_rank import reduce_rank
+from scripts.compressing.measuring import Measure
+from scripts.compressing.options import Options, read_options
+from scripts.compressing.pruning import remove_heads, remove_neurons
+
+FILE = "compressed.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calibrate, write the checkpoint and print the metrics; returns the exit code."""
+    """Compress the checkpoint, or report, or both; returns the exit code."""
     console.guard()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & {*arguments}:
-        print(str(__doc__).strip())
-        return 0
+    flags, words = _flags(sys.argv[1:] if arguments is None else list(arguments))
     try:
-        own, overrides = _split(arguments)
-        config = configure("evaluate", overrides, stored_config)
-        config["trainer"] |= {"device": "cpu", "precision": "fp32"}
-        parts = restore(config)
-        assert parts.file is not None
-        output = Path(own["output"]) if "output" in own else parts.file.with_suffix(".int8.pt")
-        ranges = int8.calibrate(parts)
-        with creating(output):
-            checkpoint.save(output, int8.content(parts, config, ranges))
-        print(f"{parts.weights_line}\nwrote     {output}")
-        print(int8.report(parts, ranges))
+        options = read_options(words, flags.report)
+        files = list(options.variants)
+        if options.compresses:
+            files.append(compress(options))
+        elif options.quantizes:
+            files.append(calibrate(options))
+        if flags.report:
+            rows = report.measure(options.checkpoints, files, options.precisions, options.overrides)
+            print(report.show(rows))
+            report.write(rows, options.folder)
+            print(f"wrote     {options.folder}: report.md, report.json")
     except UserError as error:
         # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
         print(str(error).replace("evaluate.py", "compress.py"), file=sys.stderr)
         return 2
-    command = names.shell_command([f"checkpoint={output}", "trainer.precision=int8"])
-    print(f"evaluate  {to_run('evaluate.py')} {command}")
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     return 0
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split the arguments into this script's own keys and overrides of the checkpoint's config."""
-    pairs = [argument.partition("=") for argument in arguments]
-    own = {key: value for key, _, value in pairs if key in ("quantize", "output")}
-    if own.get("quantize") != "int8":
-        raise UserError(f"quantize={own.get('quantize', '')}: expected quantize=int8; see --help.")
-    return own, [argument for argument, (key, _, _) in zip(arguments, pairs, strict=True) if key not in own]
+def compress(options: Options) -> Path:
+    """Compress the first checkpoint as the options say; returns the new file.
+
+    Prints a table with the goal's value on val and the number of parameters after each step.
+    """
+    file = options.folder / FILE
+    if file.exists():
+        raise UserError(f"output={options.folder} already holds {FILE}; name another folder.")
+    config = finetuning.evaluation_config(options.checkpoints[0], options.overrides)
+    parts = restore(_without_teacher(config))
+    assert parts.file is not None
+    finetuning.refuse_mistakes(options, config)
+    create_output(options.folder)
+    print(parts.weights_line)
+    rows = [_row("dense", parts)]
+    sizes = apply(parts, options, config, rows)
+    with writing_to(options.folder):
+        checkpoint.save(file, content(parts, config, sizes))
+    if options.steps is not None:
+        finetuning.finetune(file, options)
+        parts = restore(_without_teacher(finetuning.evaluation_config(file, options.overrides)))
+        rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
+    print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
+    if options.quantizes:
+        with writing_to(options.folder):
+            checkpoint.save(file, {**checkpoint.load(file), "int8": int8.calibrate(parts)})
+    print(f"wrote     {file}: {file.stat().st_size / 1e6:,.2f} MB")
+    print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={file}'])}")
+    return file
+
+
+def calibrate(options: Options) -> Path:
+    """Write the first checkpoint with the ranges of its tensors on val, and print the metrics; returns the new file."""
+    overrides = [*options.overrides, "trainer.device=cpu", "trainer.precision=fp32"]
+    config = finetuning.evaluation_config(options.checkpoints[0], overrides)
+    parts = restore(config)
+    assert parts.file is not None
+    file, ranges = options.output or parts.file.with_suffix(".int8.pt"), int8.calibrate(parts)
+    with creating(file):
+        checkpoint.save(file, int8.content(parts, config, ranges))
+    print(f"{parts.weights_line}\nwrote     {file}")
+    print(int8.report(parts, ranges))
+    command = names.shell_command([f"checkpoint={file}", "trainer.precision=int8"])
+    print(f"evaluate  {to_run('evaluate.py')} {command}")
+    return file
+
+
+def apply(parts: Components, options: Options, config: dict[str, Any], rows: list[list[Any]]) -> Sizes:
+    """Compress the model in place, and add a row for each step; returns the sizes of all its smaller modules."""
+    former = config["model"].get(COMPRESSED) or {}
+    sizes = {key: dict(former.get(key, {})) for key in ("heads", "neurons", "ranks")}
+    measure = Measure(parts, options.samples)
+    if options.heads is not None:
+        sizes["heads"] |= remove_heads(parts.model, measure, options.heads)
+        rows.append(_row(f"heads {options.heads:.0%} fewer", parts))
+    if options.neurons is not None:
+        sizes["neurons"] |= remove_neurons(parts.model, measure, options.neurons)
+        rows.append(_row(f"neurons {options.neurons:.0%} fewer", parts))
+    if options.rank is not None:
+        sizes["ranks"] |= reduce_rank(parts.model, measure, options.rank)
+        rows.append(_row(f"rank {options.rank:g}", parts))
+    if options.magnitude is not None and options.steps is None:
+        weights = sparsity.prunable_weights(parts.model)
+        sparsity.zero_smallest(list(weights.values()), options.magnitude)
+        rows.append(_row(f"{options.magnitude:.0%} of blocks' weights zero", parts))
+    return Sizes(**sizes)
+
+
+def content(parts: Components, config: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Return the content of the compressed checkpoint: no state of the optimizer, and one set of weights."""
+    assert parts.file is not None
+    stored = checkpoint.load(parts.file)
+    ours = checkpoint.is_ours(stored)
+    sections = {key: value for key, value in config.items() if isinstance(value, dict)}
+    own = {**(stored["config"] if ours else {"seed": 0}), **sections}
+    compressed = {COMPRESSED: dataclasses.asdict(sizes)} if any(dataclasses.astuple(sizes)) else {}
+    return {
+        "step": stored["step"] if ours else 0,
+        "model": {name: tensor.cpu() for name, tensor in parts.model.state_dict().items()},
+        "average": None,
+        "task": parts.task.state(),
+        "config": {**own, "model": {**own["model"], **compressed}},
+    }
+
+
+def _without_teacher(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config without the teacher of a distilled model: the loss that ranks its parts is that of labels."""
+    config = copy.deepcopy(config)
+    if config["task"].get("distillation"):
+        config["task"]["distillation"]["teacher"] = None
+    return config
+
+
+def _header(parts: Components) -> list[str]:
+    return ["model", f"val/{parts.task.goal.name}", "parameters", "not zero"]
+
+
+def _row(name: str, parts: Components) -> list[Any]:
+    """The goal's value on val, and the numbers of all parameters and of those that are not zero."""
+    numbers, _ = evaluator.evaluate(
+        parts.task,
+        parts.data,
+        parts.model,
+        "val",
+        device=parts.device,
+        precision=parts.trainer.precision,
+        batch_size=parts.trainer.micro_batch or parts.data.batch_size,
+        workers=parts.trainer.worker_count,
+    )
+    return [name, float(numbers[parts.task.goal.name]), *report.count_parameters(parts.model)]
+
+
+def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    summary, _, rest = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s checkpoint=FILE [key=value ...] [--report]",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--report", action="store_true", help="compare the models on test")
+    return parser.parse_known_args(arguments)
 
 
 if __name__ == "__main__":

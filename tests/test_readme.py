@@ -95,6 +95,7 @@ def test_keys_that_a_page_names_exist():
     choices += [("deformable_detr", "coco"), ("faster_rcnn", "shapes"), ("promptable", "nested_shapes")]
     choices += [("lstr", "tusimple"), ("tnt", "digits"), ("cnn", "digits"), ("swin", "digits"), ("mae", "digits")]
     known = set().union(*(keys(configure("train", [f"model={model}", f"data={data}"])) for model, data in choices))
+    known.add("model.compressed")  # of compressed models only
     key = re.compile(r"(?<![\w./])((?:data|model|task|trainer|optimizer|schedule)(?:\.[a-z_0-9]+)+)(?==|`)")
     named = {name for page in PAGES.values() for name in key.findall(page)}
     named = {name for name in named if not name.endswith((".py", ".json", ".yaml", ".pt2", ".onnx"))}  # those are files

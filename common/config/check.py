@@ -25,6 +25,10 @@ FIXED_CLASSES = {  # sections whose class is always the same
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
+COMPRESSED = (
+    "compressed"  # the key of any model's section that holds the sizes of its compressed modules, if there are any
+)
+SIZES = "common.nn.compressed.Sizes"  # the class of its value
 _ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool, "cache_dir": str}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
 DOOR_KEYS: dict[str, dict[str, Any]] = {  # the top-level keys of each door that are not sections
@@ -68,6 +72,8 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
     _refuse_mixed_wings(targets)
     for key, options in targets.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
+        if key == "model" and COMPRESSED not in options.fields and COMPRESSED in section:
+            _raise_if(_mistake(section.pop(COMPRESSED), _read(SIZES, key) | None, f"{key}.{COMPRESSED}"))
         arguments = _handed_in(targets["task"], options) if key == "model" else {}
         _raise_if(_section_mistake(section, options, key, arguments))
     for key, path in FIXED_CLASSES.items():
@@ -96,11 +102,17 @@ def build_model(section: Mapping[str, Any], task: Any) -> Any:
     """Build the model that a checked section names, from its keys and the arguments of `task.model_arguments()`.
 
     An argument whose name is in `task.offered` is passed only if the model's constructor has a parameter of that name.
+    The modules that the key `compressed` names are made smaller (common/nn/compressed.py).
     """
     parameters = inspect.signature(_class(section["_target_"])).parameters
     arguments = task.model_arguments()
     unused = set(getattr(task, "offered", ())) - parameters.keys()
-    return build(section, **{name: value for name, value in arguments.items() if name not in unused})
+    keys = {key: value for key, value in section.items() if key != COMPRESSED or COMPRESSED in parameters}
+    model = build(keys, **{name: value for name, value in arguments.items() if name not in unused})
+    if len(keys) < len(section) and section[COMPRESSED] is not None:
+        compressed = importlib.import_module(SIZES.rpartition(".")[0])  # imports torch, which a check must not
+        compressed.shrink(model, construct(compressed.Sizes, section[COMPRESSED]))
+    return model
 
 
 def _class(path: str) -> type:

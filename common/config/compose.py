@@ -34,7 +34,8 @@ from common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
-TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.log"}  # keys without effect in the other doors
+# Keys without effect in the other doors.
+TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.sparsity", "trainer.log"}
 NUMBERS = r"[-+.\deE]+(,[-+.\deE]+)+"  # two or more numbers, without spaces
 # Hydra 1.4 deprecates `version_base`, and its ConfigStore replaces a stored config only with `replace=True`. Hydra 1.3
 # always replaces it.

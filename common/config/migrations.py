@@ -38,6 +38,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.patience": None,  # every run took all its steps
     # since fb95e29
     "trainer.log": ["tensorboard"],  # only TensorBoard showed runs
+    # since 9db651b
+    "trainer.sparsity": None,  # no weight was set to zero
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). Unlike
@@ -158,6 +160,10 @@ def update_names(config: dict[str, Any]) -> list[str]:
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
         notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please update your yaml.")
+    for sizes in _mapping(_mapping(config.get("model")).get("compressed")).values():
+        if isinstance(sizes, dict) and (names := _renamed(sizes, _renames(config))) != sizes:
+            sizes.clear()
+            sizes.update(names)
     return notices
 
 

@@ -1,6 +1,7 @@
 """Linear maps: `Linear`, `Projections` (query, key and value in one matrix), and `Tied` (another module's weight).
 
-The function `opened` copies a model and replaces all of them in the copy by plain `nn.Linear`.
+`Factored` and `FactoredProjections` replace them by a product of two smaller maps (low rank; see nn/compressed.py). The
+function `opened` copies a model and replaces all of them in the copy by plain `nn.Linear`.
 """
 
 import copy
@@ -64,6 +65,34 @@ class SeparateProjections(nn.Module):
         maps = [self.q, self.k, self.v][start // self.width : stop // self.width]
         outputs = [projection(x) for projection in maps]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+class Factored(nn.Module):
+    """A linear map of low rank: `down` to `rank` channels, then `up` to the outputs, with the bias on `up`."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True):
+        super().__init__()
+        self.down = Linear(in_features, rank, bias=False)
+        self.up = Linear(rank, out_features, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y: Tensor = self.up(self.down(x))
+        return y
+
+
+class FactoredProjections(nn.Module):
+    """The query, key and value projections of an attention as one map of low rank, of which they share `down`."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True):
+        super().__init__()
+        self.down = Linear(in_features, rank, bias=False)
+        self.up = Projections(rank, out_features, bias)
+
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(..., in) -> (..., out), or only the outputs in `rows`."""
+        y: Tensor = self.up(self.down(x), rows=rows)
+        return y
 
 
 class Tied(nn.Module):

@@ -25,6 +25,7 @@ from common.train.data_identity import fingerprints_of
 from common.train.ema import Average
 from common.train.evaluator import evaluate
 from common.train.optim import OptimizerOptions
+from common.train.sparsity import Sparsifier, SparsityOptions
 from common.train.state import (
     Run,
     accumulate,
@@ -47,6 +48,7 @@ class _Context:
 
     stepper: Stepper
     average: Average | None
+    sparsifier: Sparsifier | None
     folder: CheckpointFolder
     log: Log
     stop: StopSignals
@@ -78,6 +80,7 @@ class Trainer:
     keep_best: Positive
     patience: Positive | None
     average_last: Count
+    sparsity: SparsityOptions | None
 
     def __post_init__(self) -> None:
         if self.average_last == 1:
@@ -85,6 +88,10 @@ class Trainer:
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise UserError(
                 "trainer.strategy=fsdp does not support trainer.precision=fp16, as ranks share no loss scale; use bf16."
+            )
+        if self.strategy == "fsdp" and self.sparsity is not None:
+            raise UserError(
+                "trainer.sparsity needs whole matrices, which trainer.strategy=fsdp divides; use trainer.strategy=ddp."
             )
 
     @property
@@ -122,6 +129,7 @@ class Trainer:
         context = _Context(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
             average=Average(run.model, self.ema_decay) if self.ema_decay else None,
+            sparsifier=Sparsifier(run.model, self.sparsity, total) if self.sparsity else None,
             folder=CheckpointFolder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
             log=log,
             stop=StopSignals(self.grace),
@@ -140,6 +148,8 @@ class Trainer:
             log.info(start_summary(run, options, where, self.precision, total, order.steps(1)))
             if self._evaluates_part(run):
                 log.info(f"val       {self._evaluated_part(run)}")
+            if context.sparsifier is not None:
+                log.info(f"sparsity  {context.sparsifier.summary()}")
             for advice in [*getattr(run.model, "input_advice", list)(), *run.task.advice(run.pretrained)]:
                 log.warning(advice)
             if self.compile:
@@ -172,10 +182,16 @@ class Trainer:
                 if hasattr(run.task, "set_rate"):
                     run.task.set_rate(options.lr * factor)
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
-                accumulate(run, context.stepper(micro_batches, run.step))
+                sparsifier = context.sparsifier
+                with sparsifier.keeping_zeros(context.stepper.optimizer) if sparsifier else nullcontext():
+                    accumulate(run, context.stepper(micro_batches, run.step))
                 run.step += 1
+                if sparsifier is not None:
+                    sparsifier.increase(run.step)
                 if context.average is not None:
                     context.average.update(run.model)
+                    if sparsifier is not None:
+                        sparsifier.apply_to(context.average.weights)
                 progress.advance(run.step)
                 last = run.step == total
                 evaluates = run.step % eval_every == 0 or last
@@ -285,7 +301,8 @@ class Trainer:
     def _validate(self, run: Run, context: _Context) -> None:
         """Evaluate val, rank this step's checkpoint, and log metrics, pictures of some answers and new warnings.
 
-        The warnings are those of `Task.alarms`. Without a val split, this does nothing.
+        The warnings are those of `Task.alarms`. With `sparsity`, a checkpoint before the last increase is not ranked.
+        Without a val split, this does nothing.
         """
         if not run.data.count("val"):
             return
@@ -298,9 +315,10 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        improved = run.task.goal.better(score, run.best)  # counts even if the checkpoint was not written
-        run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
-        self._rank(run, context, score)
+        if context.sparsifier is None or context.sparsifier.is_complete(run.step):
+            improved = run.task.goal.better(score, run.best)  # counts even if the checkpoint was not written
+            run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
+            self._rank(run, context, score)
         self._show_best(run, context.log)
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         final.warn_of_undefined(run, context.log, "val", score, "this checkpoint is not ranked")

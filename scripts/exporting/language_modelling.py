@@ -14,7 +14,7 @@ from torch.export import Dim
 from common.errors import UserError
 from common.nn.blocks import BlockCache
 from scripts.exporting import tokenizer_files
-from scripts.exporting.caches import ConcatenatedCache, stack
+from scripts.exporting.caches import ConcatenatedCache, most_heads, stack
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from seq2seq.models.gpt import Gpt
@@ -53,7 +53,10 @@ class Step(nn.Module):
         """
         before = past.shape[4]
         ancestors = torch.ones(tokens.shape[0], 1, before, dtype=torch.bool, device=tokens.device)
-        caches = [BlockCache(ConcatenatedCache(pair)) for pair in past]
+        blocks: Any = self.model.decoder.blocks
+        caches = [
+            BlockCache(ConcatenatedCache(pair, block.attention)) for pair, block in zip(past, blocks, strict=True)
+        ]
         logits = self.model.step(Hypotheses(caches, ancestors, before, sees_all=True), tokens)
         return logits, stack([cache.own for cache in caches])
 
@@ -155,7 +158,7 @@ def _compare(model: Gpt, functions: Mapping[str, GraphFunction]) -> list[Compari
 def _cache_shape(model: Gpt) -> tuple[int, int, int]:
     """The numbers of layers, of heads, and of channels of a head."""
     attention: Any = model.decoder.blocks[0].attention
-    return model.depth, attention.heads, attention.inner_width // attention.heads
+    return model.depth, most_heads(model), attention.inner_width // attention.heads
 
 
 def _sample_texts(model: Gpt, count: int, length: int) -> Tensor:

@@ -42,6 +42,9 @@ class DecoderStep(nn.Module):
         real = is_real(lengths, length)
         earlier = torch.ones(batch, before, dtype=torch.bool, device=tokens.device)
         ancestors = torch.cat([real, earlier], 1)[:, None]  # (B, 1, S + T)
-        caches = [BlockCache(ConcatenatedCache(torch.cat(pair, 3))) for pair in zip(memory, past, strict=True)]
+        layers = zip(memory, past, self.model.decoder.blocks, strict=True)
+        caches = [
+            BlockCache(ConcatenatedCache(torch.cat((source, own), 3), block.attention)) for source, own, block in layers
+        ]
         logits = self.model.step(State(caches, ancestors, before, sees_all=False, lengths=lengths), tokens)
         return logits, stack([cache.own for cache in caches])[..., length:, :]

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.nn.blocks import BlockCache
 from common.nn.padding import is_real
 from scripts.exporting import prefix_lm, tokenizer_files
-from scripts.exporting.caches import ConcatenatedCache, stack
+from scripts.exporting.caches import ConcatenatedCache, most_heads, stack
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from seq2seq.models.bert_translator import BertTranslator
@@ -61,9 +61,10 @@ class DecoderStep(nn.Module):
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
         real = is_real(lengths, length)
+        blocks: Any = self.model.decoder.blocks
         caches = [
-            BlockCache(ConcatenatedCache(own), ConcatenatedCache(source))
-            for own, source in zip(past, memory, strict=True)
+            BlockCache(ConcatenatedCache(own, block.attention), ConcatenatedCache(source, block.cross_attention))
+            for own, source, block in zip(past, memory, blocks, strict=True)
         ]
         ancestors = torch.ones(batch, 1, before, dtype=torch.bool, device=tokens.device)
         state = State(caches, ancestors, before, sees_all=True, real=real[:, None, None])
@@ -90,7 +91,8 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     with torch.no_grad():
         (memory,) = encoder(source, lengths)
     layer_count, _, _, heads, _, width = memory.shape
-    past_shape: list[str | int] = [layer_count, 2, "batch", heads, "past_length", width]
+    own_heads = most_heads(model)
+    past_shape: list[str | int] = [layer_count, 2, "batch", own_heads, "past_length", width]
     memory_shape: list[str | int] = [layer_count, 2, "batch", heads, "source_length", width]
     graphs = [
         Graph(
@@ -105,21 +107,21 @@ def plan(model: nn.Module, task: Translation) -> Plan:
             decoder,
             {
                 "tokens": target[:, 0],
-                "past": torch.zeros(layer_count, 2, len(source), heads, 5, width),
+                "past": torch.zeros(layer_count, 2, len(source), own_heads, 5, width),
                 "memory": memory,
                 "lengths": lengths,
             },
             {"tokens": ["batch"], "past": past_shape, "memory": memory_shape, "lengths": ["batch"]},
             {
                 "logits": "(batch, vocabulary): of the next token",
-                "present": f"({layer_count}, 2, batch, {heads}, past_length + 1, {width}): the past of the next step",
+                "present": f"({layer_count}, 2, batch, {own_heads}, past_length + 1, {width}): the next step's past",
             },
         ),
     ]
     files, tokenizer, comparisons = tokenizer_files.export(*task.data.tokenizers())
 
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-        return compare_logits(model, partial(_logits, functions))
+        return compare_logits(model, partial(_logits, functions, own_heads))
 
     return Plan(graphs, dimensions, {**metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
@@ -148,10 +150,16 @@ def metadata(task: Translation) -> dict[str, Any]:
     }
 
 
-def _logits(functions: Mapping[str, GraphFunction], source: Tensor, lengths: Tensor, target: Tensor) -> list[Tensor]:
-    """The logits (B, V) after each target token by the exported graphs, which decode token by token."""
+def _logits(
+    functions: Mapping[str, GraphFunction], own_heads: int, source: Tensor, lengths: Tensor, target: Tensor
+) -> list[Tensor]:
+    """The logits (B, V) after each target token by the exported graphs, which decode token by token.
+
+    `own_heads` is the number of heads in the decoder's `past`.
+    """
     memory = functions["encoder"](source, lengths)["memory"]
-    past, logits = memory[..., :0, :], []
+    layers, pair, count, _, _, width = memory.shape
+    past, logits = memory.new_zeros(layers, pair, count, own_heads, 0, width), []
     for tokens in target.unbind(1):
         outputs = functions["decoder"](tokens.contiguous(), past.contiguous(), memory, lengths)
         past = outputs["present"]

@@ -70,6 +70,11 @@ def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> 
 
 def check_exportable(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Raise UserError for a model that MarianMTModel cannot express."""
+    if model.get("compressed"):
+        raise UserError(
+            "The model is compressed, and transformers' Marian has layers of one size and unfactored maps; give the "
+            "checkpoint that was compressed, or use scripts/export.py."
+        )
     blocks, positions = model["blocks"], model["positions"]
     problems = {
         "model.blocks.pre_norm=true": blocks["pre_norm"],

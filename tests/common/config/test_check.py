@@ -133,7 +133,7 @@ def valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             **{"steps": 10, "epochs": None, "micro_batch": None, "precision": "fp32", "clip_norm": 0.1},
             **{"ema_decay": 0, "compile": False, "workers": 0, "device": "auto"},
             **{"log_every": 1, "eval_every": None, "eval_samples": None, "save_every": None, "average_last": 0},
-            **{"patience": None, "log": ["tensorboard"]},
+            **{"patience": None, "log": ["tensorboard"], "sparsity": None},
             **{"deterministic": False, "strategy": "ddp", "timeout": 600, "grace": None, "keep_best": 1},
         },
     }
@@ -202,6 +202,14 @@ def test_a_valid_config_passes_without_an_import(valid: dict[str, Any]) -> None:
         ("model.crop", [3, "4"], 'model.crop[1]="4": expected a whole number.'),
         ("model.rates", {"a": "b"}, "model.rates.a=b: expected a number."),
         ("model.root", 3, "model.root=3: expected text or null."),
+        ("model.compressed", 3, "model.compressed=3: expected"),
+        ("model.compressed", {"heads": {}, "ranks": {}}, "model.compressed.neurons is missing: expected"),
+        ("model.compressed", {"head": {}}, "model.compressed.head is not a key of common.nn.compressed.Sizes; did you"),
+        (
+            "model.compressed",
+            {"heads": {"blocks.0": 0}, "neurons": {}, "ranks": {}},
+            "model.compressed.heads.blocks.0=0: expected a whole number from 1.",
+        ),
         ("model.depth", 2.5, "model.depth=2.5: expected a whole number or null."),
         ("model.auxiliary", "yes", "model.auxiliary=yes: expected true or false."),
         ("model.auxiliary", 1, "model.auxiliary=1: expected true or false."),

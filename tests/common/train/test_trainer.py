@@ -132,6 +132,7 @@ def trainer(**keys) -> Trainer:
         "keep_best": 1,
         "patience": None,
         "average_last": 0,
+        "sparsity": None,
     }
     return Trainer(**{**defaults, **keys})
 

@@ -1,0 +1,49 @@
+"""The loss of a model on the same samples of val, by which parts of the model are ranked."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from common.data import batching
+from common.errors import UserError
+from common.machine import device as devices
+from common.machine.seeds import mix
+from common.task import Batch
+from common.train.assembly import Components
+from common.train.step import step_normalisers
+
+
+class Measure:
+    """The task's loss on up to `samples` samples of val, in fp32 and without dropout.
+
+    Raises UserError if the data have no val.
+    """
+
+    def __init__(self, parts: Components, samples: int):
+        if not parts.data.count("val"):
+            raise UserError(
+                "The data have no val, on which the parts of the model are ranked; give a val split, or cut one from "
+                "train (data.val_share or data.val_count)."
+            )
+        self.task = parts.task
+        self.batches = [devices.to_device(batch, parts.device) for batch in _batches(parts, samples)]
+        self.normalisers = step_normalisers(self.task, self.batches)
+
+    def batch_losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """Yield each batch's share of the mean loss (scalar)."""
+        for batch in self.batches:
+            yield self.task.loss(model, batch, self.normalisers)[0]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        """Compute the mean loss of the model, which must be in evaluation mode."""
+        return sum(float(loss) for loss in self.batch_losses(model))
+
+
+def _batches(parts: Components, samples: int) -> Iterator[Batch]:
+    size = parts.trainer.micro_batch or parts.data.batch_size
+    options = {"batch_size": size, "rank": 0, "world": 1, "workers": 0}
+    count = parts.data.count("val")
+    for batch in batching.evaluation(parts.data, "val", **options, samples=samples if samples < count else None):
+        yield batch | {"seeds": [mix(0, "task", 0, id) for id in batch["ids"]]}  # for a task's random choices

@@ -1,0 +1,135 @@
+"""The arguments of compress.py: its own keys, and overrides of the config."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from common.config.check import did_you_mean
+from common.errors import UserError
+from common.train.sparsity import MAX_ZEROS
+
+T = TypeVar("T")
+STEPS = ("prune.heads", "prune.neurons", "rank", "prune.magnitude")  # keys that make a model smaller
+KEYS = (*STEPS, "finetune", "distil", "samples", "output", "quantize")
+REPORT_KEYS = ("checkpoint", "variants", "precisions")
+SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """The script's own arguments, and the overrides of the config."""
+
+    checkpoints: list[Path]  # one, or for the report several runs of the dense model
+    overrides: list[str]
+    heads: float | None
+    neurons: float | None
+    magnitude: float | None
+    rank: int | float | None
+    steps: int | None  # of fine-tuning
+    distil: str | None
+    samples: int
+    quantizes: bool
+    output: Path | None
+    variants: list[Path]
+    precisions: list[str]
+
+    @property
+    def compresses(self) -> bool:
+        """Whether a key makes the model smaller."""
+        return any(value is not None for value in (self.heads, self.neurons, self.magnitude, self.rank))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the compressed checkpoint, or of the report alone."""
+        return self.output or Path("compressed" if self.compresses else "report")
+
+
+def read_options(words: Sequence[str], reports: bool) -> Options:
+    """Split the command line into the script's own keys and overrides of the config; raises UserError for a mistake.
+
+    `reports` is whether there is the flag --report.
+    """
+    pairs = [(word.partition("=")[0], word.partition("=")[2]) for word in words]
+    own = {key: value for key, value in pairs if key in (*KEYS, *REPORT_KEYS)}
+    unknown = next((key for key, _ in pairs if key.startswith("prune") and key not in KEYS), None)
+    if unknown:
+        raise UserError(f"{unknown} is not a key of compress.py{did_you_mean(unknown, KEYS)}")
+    if own.get("quantize", "int8") != "int8":
+        raise UserError(f"quantize={own['quantize']}: expected quantize=int8; see --help.")
+    checkpoints = _paths(own.get("checkpoint", ""))
+    options = Options(
+        checkpoints=checkpoints,
+        overrides=[word for word in words if word.partition("=")[0] not in (*KEYS, *REPORT_KEYS)],
+        heads=_optional(own, "prune.heads", _fraction),
+        neurons=_optional(own, "prune.neurons", _fraction),
+        magnitude=_optional(own, "prune.magnitude", _fraction),
+        rank=_optional(own, "rank", _rank),
+        steps=_optional(own, "finetune", _count),
+        distil=_optional(own, "distil", _kind),
+        samples=_count("samples", own.get("samples", str(SAMPLES))),
+        quantizes="quantize" in own,
+        output=Path(own["output"]) if own.get("output") else None,
+        variants=_paths(own.get("variants", "")),
+        precisions=[part for part in own.get("precisions", "").split(",") if part],
+    )
+    _refuse_mistakes(options, own, reports)
+    return options
+
+
+def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> None:
+    """Raise UserError for arguments that do not fit together."""
+    if not options.checkpoints:
+        raise UserError("compress.py needs checkpoint=FILE; see --help.")
+    if not reports and (len(options.checkpoints) > 1 or {"variants", "precisions"} & {*own}):
+        raise UserError("several checkpoints, variants= and precisions= are for the report; add --report.")
+    if options.magnitude is not None and options.magnitude > MAX_ZEROS:
+        raise UserError(
+            f"prune.magnitude={options.magnitude:g}: each matrix has at most {MAX_ZEROS:g} zeros; give at most that."
+        )
+    for key in ("finetune", "distil"):
+        if key in own and not options.compresses:
+            raise UserError(f"{key}= needs a key that makes the model smaller: {', '.join(STEPS)}.")
+    if not options.compresses and not options.quantizes and not reports:
+        raise UserError(
+            f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), quantize=int8, or --report."
+        )
+    if options.distil and options.steps is None:
+        raise UserError(f"distil={options.distil} is for fine-tuning; give finetune=STEPS, too.")
+
+
+def _paths(text: str) -> list[Path]:
+    """The files that a text names, separated by commas; a path that exists may itself hold commas."""
+    whole = Path(text).expanduser()
+    return [whole] if text and whole.exists() else [Path(part).expanduser() for part in text.split(",") if part]
+
+
+def _optional(own: dict[str, str], key: str, read: Callable[[str, str], T]) -> T | None:
+    return read(key, own[key]) if key in own and own[key] != "null" else None
+
+
+def _fraction(key: str, text: str) -> float:
+    if not re.fullmatch(r"\d*\.?\d+(e-\d+)?", text) or not 0 < float(text) < 1:
+        raise UserError(f"{key}={text}: expected a fraction above 0 and below 1, such as {key}=0.25.")
+    return float(text)
+
+
+def _rank(key: str, text: str) -> int | float:
+    if re.fullmatch(r"[1-9]\d{0,8}", text):
+        return int(text)
+    if re.fullmatch(r"0?\.\d+", text) and float(text) > 0:
+        return float(text)
+    raise UserError(f"{key}={text}: expected a whole number from 1, or a fraction above 0 and below 1, such as 0.95.")
+
+
+def _count(key: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise UserError(f"{key}={text}: expected a whole number from 1.")
+    return int(text)
+
+
+def _kind(key: str, text: str) -> str:
+    if text not in ("soft", "hard"):
+        raise UserError(f"{key}={text}: expected soft or hard.")
+    return text
