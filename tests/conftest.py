@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,11 +78,32 @@ def real_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def door() -> Callable[..., str]:
-    """A function that runs a door as a user does and returns its stdout and stderr.
+def door(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function that runs a door in a process of its own and returns its stdout and stderr.
 
-    `door("train", "model=detr", ..., code=0, cwd=FOLDER, processes=1)` asserts the exit code, and no traceback.
+    `door("train", "model=detr", ..., code=0, cwd=FOLDER, processes=1)` asserts the exit code, and no traceback. The
+    processes are forked from one that has imported torch (nursery.py), which saves seconds.
     """
+    from nursery import start_ranks
+
+    def run(name: str, *arguments: str, code: int = 0, cwd: Path = ROOT, processes: int = 1) -> str:
+        logs = tmp_path_factory.mktemp("door")
+        with ExitStack() as stack:
+            ranks = start_ranks(cwd, *arguments, door=name, world=processes, logs=logs)
+            for rank in ranks:
+                stack.enter_context(rank)
+            codes = [rank.end(600) for rank in ranks]
+        output = "".join(rank.output() for rank in ranks)
+        assert codes == [code] * processes, output
+        assert "Traceback" not in output, output
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., str]:
+    """`door` as a user calls it: by starting Python, and with torchrun if there are several processes."""
 
     def run(name: str, *arguments: str, code: int = 0, cwd: Path = ROOT, processes: int = 1) -> str:
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []

@@ -54,16 +54,19 @@ class Child:
         rank: int = 0,
         world: int = 1,
         port: int = 0,
+        logs: Path | None = None,
     ):
-        """Start `door` in `folder`, with its output in a file there.
+        """Start `door` in `folder` with this process's environment, and with its output in a file there.
 
         `fault`: the name of a function of faults.py and its arguments, called first.
+        `logs`: a folder for two files instead, of stdout and stderr.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / f"{door}-{rank}.txt"
-        environment = {}
+        self.file = (logs or folder) / f"{door}-{rank}.txt"
+        self.errors = self.file.with_suffix(".err") if logs else self.file
+        environment: dict[str, Any] = {**os.environ}
         if world > 1:
-            environment = {
+            environment |= {
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": world,
@@ -71,9 +74,8 @@ class Child:
                 "MASTER_PORT": port,
             }
         variables = {name: str(value) for name, value in environment.items()}
-        self.process = CONTEXT.Process(
-            target=run_door, args=(door, list(arguments), self.file, folder, variables, fault)
-        )
+        files = (self.file, self.errors)
+        self.process = CONTEXT.Process(target=run_door, args=(door, list(arguments), files, folder, variables, fault))
         self.process.start()
 
     def __enter__(self) -> "Child":
@@ -97,7 +99,8 @@ class Child:
 
     def output(self) -> str:
         """Its stdout and stderr so far."""
-        return self.file.read_text(encoding="utf-8", errors="replace") if self.file.exists() else ""
+        files = [file for file in dict.fromkeys((self.file, self.errors)) if file.exists()]
+        return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         """Wait until its output holds `text`."""
@@ -129,15 +132,15 @@ def start_ranks(folder: Path, *arguments: str, world: int, faults: Sequence[Any]
 
 
 def run_door(
-    door: str, arguments: list[str], file: Path, folder: Path, environment: dict[str, str], fault: Any
+    door: str, arguments: list[str], files: tuple[Path, Path], folder: Path, environment: dict[str, str], fault: Any
 ) -> None:
-    """Run a door in this process, with its output in `file`."""
+    """Run a door in this process, with its stdout and stderr in `files`."""
     os.setsid()
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+    for descriptor, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdin = open(os.devnull)
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(environment)
     sys.argv = [f"{door}.py"]
     from importlib import import_module

@@ -62,9 +62,10 @@ def test_a_run_prints_its_results_and_the_folder_with_everything(trained):
     assert "\r" not in output, "no progress bar outside a terminal"
 
 
-def test_the_same_line_again_gives_the_same_results(door, trained, tmp_path, shapes):
+def test_the_same_line_again_gives_the_same_results(door, command, trained, tmp_path, shapes):
+    """In a process that Python starts, so that the seed of its hashes differs."""
     folder = trained[0]
-    door("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={tmp_path / 'two'}", "trainer.workers=0")
+    command("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={tmp_path / 'two'}", "trainer.workers=0")
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "two/metrics.jsonl").read_bytes()
     door("train", "--config-dir", str(folder), "--config-name", "config", f"run_dir={tmp_path / 'three'}")
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "three/metrics.jsonl").read_bytes()
@@ -115,9 +116,9 @@ def test_two_processes_evaluate_to_the_same_results(door, trained):
     assert [json.loads(line) for line in numbers] == [{k: v for k, v in expected.items() if k.startswith("test/")}]
 
 
-def test_two_processes_train_into_one_folder_and_take_the_same_first_steps(door, trained, tmp_path, shapes):
+def test_two_processes_train_into_one_folder_and_take_the_same_first_steps(command, trained, tmp_path, shapes):
     folder = tmp_path / "two processes"
-    output = door("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={folder}", processes=2)
+    output = command("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={folder}", processes=2)
     assert output.count("Everything is in") == 1, "one log"
     files = [run / "metrics.jsonl" for run in (trained[0], folder)]
     single, double = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)

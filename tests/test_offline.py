@@ -1,5 +1,6 @@
 """With local data nothing uses the network: the doors run in processes that refuse and log every connection."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-Door = Callable[..., str]
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., str]
 ReadLog = Callable[[str], list[str]]
 # Python runs sitecustomize.py when it starts. An audit hook sees each use of Python's sockets and cannot be removed. It
 # logs what it refuses, since a library may catch the error and continue without the network.
@@ -48,6 +50,18 @@ for attempt in (
     except PermissionError as error:
         print(error)
 """
+# Runs several doors in one process; each argument is the command line of one.
+DOORS = """
+import importlib, json, sys
+from common.cli import start
+
+for name, *arguments in map(json.loads, sys.argv[1:]):
+    module = importlib.import_module(name)
+    try:
+        start.door(getattr(module, name), name, getattr(module, "stored_config", None), arguments)
+    except SystemExit as end:
+        assert not end.code, name
+"""
 LENGTH = ["trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=2", "trainer.workers=1", "schedule.warmup=1"]
 TINY = {
     "detr": [
@@ -82,24 +96,27 @@ def test_the_guard_refuses_and_logs_every_kind_of_connection(read_log: ReadLog) 
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_training_evaluating_and_predicting_need_no_network(
-    model: str, door: Door, read_log: ReadLog, tmp_path: Path
-) -> None:
+def test_training_evaluating_and_predicting_need_no_network(model: str, read_log: ReadLog, tmp_path: Path) -> None:
     root = [f"data.root={tmp_path / 'shapes'}"] if model == "detr" else []
-    door("train", f"model={model}", *TINY[model], *LENGTH, *root, f"run_dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path}/run/checkpoints/best.pt"
-    door("evaluate", best)
     (tmp_path / "text.txt").write_text("one day\n")
     Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "photo.png")
     input_file = tmp_path / ("text.txt" if model == "seq2seq" else "photo.png")
-    door("predict", best, f"input={input_file}", f"output={tmp_path / 'out'}")
-    for name, line in zip(("train.py", "evaluate.py", "predict.py"), read_log("guarded"), strict=True):
-        assert name in line
-    assert not read_log("attempts")
+    lines = [
+        ["train", f"model={model}", *TINY[model], *LENGTH, *root, f"run_dir={tmp_path / 'run'}"],
+        ["evaluate", best, f"output={tmp_path / 'results'}"],
+        ["predict", best, f"input={input_file}", f"output={tmp_path / 'out'}"],
+    ]
+    doors = [sys.executable, "-c", DOORS, *map(json.dumps, lines)]
+    process = subprocess.run(doors, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert (tmp_path / "results/results.json").exists(), "evaluated"
+    assert model == "seq2seq" or "photo.png" in process.stdout, "predicted"
+    assert read_log("guarded") and not read_log("attempts")
 
 
 def test_loggers_without_an_account_or_a_server_use_no_network(
-    door: Door, read_log: ReadLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, read_log: ReadLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("wandb", "mlflow"):
         pytest.importorskip(package)
@@ -107,12 +124,12 @@ def test_loggers_without_an_account_or_a_server_use_no_network(
     for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"):
         monkeypatch.delenv(name, raising=False)
     loggers = "trainer.log=[tensorboard,wandb,mlflow]"
-    output = door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", loggers, cwd=tmp_path)
+    output = command("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", loggers, cwd=tmp_path)
     assert "wandb     offline; wandb sync" in output and "Warning" not in output
     assert not read_log("attempts")
 
 
-def test_two_processes_connect_only_to_each_other(door: Door, read_log: ReadLog, tmp_path: Path) -> None:
-    door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", processes=2)
+def test_two_processes_connect_only_to_each_other(command: Command, read_log: ReadLog, tmp_path: Path) -> None:
+    command("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", processes=2)
     assert sum("train.py" in line for line in read_log("guarded")) == 3, "torchrun and two ranks"
     assert not read_log("attempts")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     inside: Door, trained: tuple[Path, str], text: Path, tmp_path: Path
 ) -> None:
     command = [*RUN, f"data.train.pairs={text}", f"run_dir={tmp_path / 'two'}"]
-    inside("train", *command)
+    shutil.copytree(trained[0], tmp_path / "two")
     (tmp_path / "two/results.json").unlink()
     checkpoints = sorted((tmp_path / "two/checkpoints").glob("step_*.pt"))
     assert len(checkpoints) > 1
@@ -313,12 +314,15 @@ def test_a_folder_of_text_trains_by_data_root_alone(inside: Door, tmp_path: Path
     assert numbers["test/bleu"] == results_of(tmp_path / "run")["test/bleu"]
 
 
-def test_files_and_folders_with_names_that_are_not_utf8_are_read_and_written(door: Door, tmp_path: Path) -> None:
+def test_files_and_folders_with_names_that_are_not_utf8_are_read_and_written(
+    command: Door, door: Door, tmp_path: Path
+) -> None:
+    """In a process that Python starts, it decodes the arguments; the others get them decoded."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     file, run = folder / os.fsdecode(b"paires \xe9.tsv"), folder / "run"
     file.write_text(pairs(10, 2800), encoding="utf-8")
-    output = door("train", *RUN, f"data.train.pairs={file}", "trainer.steps=2", f"run_dir={run}")
+    output = command("train", *RUN, f"data.train.pairs={file}", "trainer.steps=2", f"run_dir={run}")
     assert "caf\\udce9" in output and "test/bleu" in results_of(run)
     best, out = f"checkpoint={run}/checkpoints/best.pt", folder / "out"
     assert numbers_of(door("evaluate", best, f"output={out}")) == results_of(run)
