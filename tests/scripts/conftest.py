@@ -1,5 +1,7 @@
 """Fixtures of the tests of scripts."""
 
+from typing import Any
+
 import pytest
 
 
@@ -13,11 +15,19 @@ def small_matrix_products(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def peaks_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure peaks in this process: a process for each row, as in a report, takes most of the time at toy sizes.
+def equal_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each contender have a peak of 1 MiB. To measure peaks, rows are built again, which takes most of the time.
 
-    test_benchmark_numbers.py tests the measurement in a process of its own.
+    test_benchmark_numbers.py tests the measurement.
     """
-    from scripts.benchmarks import peak
+    from scripts import benchmark
+    from scripts.benchmarks import peak, timing
 
-    monkeypatch.setattr(peak, "measure_peaks", lambda build, setting: peak._row_peaks(build(setting), setting.device))
+    rows: list[timing.Row] = []
+
+    def measure(row: timing.Row, **options: Any) -> dict[str, Any]:
+        rows.append(row)
+        return timing.measure(row, **options)
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(peak, "measure_peaks", lambda build, setting: dict.fromkeys(rows.pop().contenders, 2**20))

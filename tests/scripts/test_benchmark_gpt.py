@@ -26,7 +26,7 @@ def setting(tmp_path: Path) -> Setting:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("peaks_in_process")
+@pytest.mark.usefixtures("equal_peaks")
 def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(tmp_path, ",".join(gpt.ROWS))
     printed, result = capsys.readouterr().out, json.loads(out.read_text())

@@ -22,7 +22,7 @@ def run(tmp_path: Path, rows: str, *options: str) -> tuple[int, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("peaks_in_process")
+@pytest.mark.usefixtures("equal_peaks")
 def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(tmp_path, ",".join(seq2seq.ROWS))
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
@@ -43,7 +43,7 @@ def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("peaks_in_process")
+@pytest.mark.usefixtures("equal_peaks")
 def test_a_row_without_ctranslate2_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -330,11 +330,10 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
         ("deformable", ["model.refine=false", "task.predict.detections_per_image=null", "model.official_padding=true"]),
         ("deformable", ["model.two_stage=true", "model.queries=7"]),
-        ("dino", []),
         ("cnn", ["model.norm=batch", "model.block=bottleneck"]),
         ("cnn", ["model.norm=batch", "model.stem=large"]),  # with one position in the last map, of the data's size only
         ("tnt", ["model.pooling=mean", "model.word_stride=3"]),
-        ("dino", ["model.two_stage=false", "model.backbone.name=resnet18", "model.sampling.levels=4"]),
+        ("dino", ["model.two_stage=false", "model.sampling.levels=3"]),
         ("seq2seq", ["model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"]),
         ("seq2seq", ["model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"]),
         ("prefix_lm", ["model.prefix=causal", "model.target_positions=continue", "model.blocks.pre_norm=false"]),
