@@ -24,7 +24,7 @@ CALIBRATED = "run/checkpoints/best.int8.pt"
 SMALL = {
     "vit": [
         *("model=vit", "model.width=16", "model.heads=2", "model.feedforward=24", "model.layers=1"),
-        *("trainer.steps=10", "trainer.eval_every=10"),
+        *("trainer.steps=60", "trainer.eval_every=60", "optimizer.lr=0.01"),
     ],
     "detr": [
         *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "trainer.steps=2"),
