@@ -182,7 +182,7 @@ def test_a_missing_key_that_older_versions_had_is_reported(run, inside):
     del content["config"]["trainer"]["precision"]
     checkpoint.save(Path("incomplete.pt"), content)
     message = inside("evaluate", "checkpoint=incomplete.pt", code=2)
-    assert message.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
+    assert message.startswith("trainer.precision is missing: expected auto, fp32, bf16, fp16 or int8")
 
 
 @pytest.mark.slow

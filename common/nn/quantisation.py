@@ -70,7 +70,7 @@ def quantisable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     Those in its `unquantised` modules are left out.
     """
-    left_out, added = (tuple(getattr(model, list_, ())) for list_ in ("unquantised", "quantised"))
+    left_out, added = tuple(getattr(model, "unquantised", ())), tuple(getattr(model, "quantised", ()))
     for name, module in model.named_modules():
         if isinstance(module, Attention | FeedForward | Backbone) or name in added:
             if not any(f"{name}.".startswith(f"{part}.") for part in left_out):

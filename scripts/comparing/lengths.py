@@ -50,7 +50,9 @@ def read_curves(folders: Sequence[Path], classes: Sequence[str]) -> list[Curve]:
             f"--by-length: none of {len(folders)} runs has predictions/scores.json with scores by source length; "
             "finish the run of a translator with this version."
         )
-    first_run_of = {curve.unit: curve.run for curve in reversed(curves)}
+    first_run_of: dict[str, str] = {}
+    for curve in curves:
+        first_run_of.setdefault(curve.unit, curve.run)
     if len(first_run_of) > 1:
         found = " and ".join(f"{unit} in {run}" for unit, run in first_run_of.items())
         raise UserError(f"--by-length: the length of a source is counted in {found}; compare runs of one language.")
