@@ -33,7 +33,7 @@ class Layout:
 
     def __init__(self, example: State):
         self.parts = [len(layer) for layer in example.hidden]  # tensors of each layer's state
-        self.has_context, self.has_fed = example.context is not None, example.fed is not None
+        self.has_context, self.has_attentional = example.context is not None, example.attentional is not None
         self.widths = [part.shape[-1] for part in _vectors(example)]
         self.memory_widths = [part.shape[-1] for part in _memories(example)]  # empty for a model without attention
 
@@ -46,11 +46,11 @@ class Layout:
         """The inverse of `pack`; `lengths` (B,) are those of the sources."""
         parts = iter(vectors.split(self.widths, -1))
         hidden = [tuple(next(parts) for _ in range(count)) for count in self.parts]
-        context, fed = (next(parts) if exists else None for exists in (self.has_context, self.has_fed))
+        context, attentional = (next(parts) if exists else None for exists in (self.has_context, self.has_attentional))
         if memory is None or lengths is None:
-            return State(hidden, context, fed)
+            return State(hidden, context, attentional)
         memories = memory.split(self.memory_widths, -1)
-        return State(hidden, context, fed, memories[0], memories[-1], is_real(lengths, memory.shape[1]))
+        return State(hidden, context, attentional, memories[0], memories[-1], is_real(lengths, memory.shape[1]))
 
 
 class Encoder(nn.Module):
@@ -158,7 +158,7 @@ def _logits(functions: Mapping[str, GraphFunction], source: Tensor, lengths: Ten
 
 def _vectors(state: State) -> list[Tensor]:
     """The tensors of a state with one row for each sentence."""
-    parts = [*(part for layer in state.hidden for part in layer), state.context, state.fed]
+    parts = [*(part for layer in state.hidden for part in layer), state.context, state.attentional]
     return [part for part in parts if part is not None]
 
 
