@@ -25,7 +25,6 @@ the variants. The exit code is 0, or 2 after an error.
 """
 
 import argparse
-import copy
 import dataclasses
 import os
 import sys
@@ -47,15 +46,13 @@ from common.files import checkpoint, names
 from common.files.output import create_output, creating, writing_to
 from common.files.table import table
 from common.nn.compressed import Sizes
-from common.train import evaluator, sparsity
+from common.train import sparsity
 from common.train.assembly import Components, restore
 from scripts.compressing import finetuning, int8, report
 from scripts.compressing.low_rank import reduce_rank
-from scripts.compressing.measuring import Measure
-from scripts.compressing.options import Options, read_options
+from scripts.compressing.measuring import Measure, evaluate
+from scripts.compressing.options import FILE, Options, read_options
 from scripts.compressing.pruning import remove_heads, remove_neurons
-
-FILE = "compressed.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +90,7 @@ def compress(options: Options) -> Path:
     if file.exists():
         raise UserError(f"output={options.folder} already holds {FILE}; name another folder.")
     config = finetuning.evaluation_config(options.checkpoints[0], options.overrides)
-    parts = restore(_without_teacher(config))
+    parts = restore(finetuning.without_teacher(config))
     assert parts.file is not None
     finetuning.refuse_mistakes(options, config)
     create_output(options.folder)
@@ -104,7 +101,7 @@ def compress(options: Options) -> Path:
         checkpoint.save(file, content(parts, config, sizes))
     if options.steps is not None:
         finetuning.finetune(file, options)
-        parts = restore(_without_teacher(finetuning.evaluation_config(file, options.overrides)))
+        parts = restore(finetuning.without_teacher(finetuning.evaluation_config(file, options.overrides)))
         rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
     print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
     if options.quantizes:
@@ -169,31 +166,14 @@ def content(parts: Components, config: dict[str, Any], sizes: Sizes) -> dict[str
     }
 
 
-def _without_teacher(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config without the teacher of a distilled model: the loss that ranks its parts is that of labels."""
-    config = copy.deepcopy(config)
-    if config["task"].get("distillation"):
-        config["task"]["distillation"]["teacher"] = None
-    return config
-
-
 def _header(parts: Components) -> list[str]:
     return ["model", f"val/{parts.task.goal.name}", "parameters", "not zero"]
 
 
 def _row(name: str, parts: Components) -> list[Any]:
     """The goal's value on val, and the numbers of all parameters and of those that are not zero."""
-    numbers, _ = evaluator.evaluate(
-        parts.task,
-        parts.data,
-        parts.model,
-        "val",
-        device=parts.device,
-        precision=parts.trainer.precision,
-        batch_size=parts.trainer.micro_batch or parts.data.batch_size,
-        workers=parts.trainer.worker_count,
-    )
-    return [name, float(numbers[parts.task.goal.name]), *report.count_parameters(parts.model)]
+    goal = evaluate(parts, "val")[parts.task.goal.name]
+    return [name, float(goal), *report.count_parameters(parts.model)]
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -25,9 +25,7 @@ FIXED_CLASSES = {  # sections whose class is always the same
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
-COMPRESSED = (
-    "compressed"  # the key of any model's section that holds the sizes of its compressed modules, if there are any
-)
+COMPRESSED = "compressed"  # the key of a model's section with the sizes of its compressed modules, if there are any
 SIZES = "common.nn.compressed.Sizes"  # the class of its value
 _ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool, "cache_dir": str}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}

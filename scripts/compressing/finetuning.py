@@ -1,5 +1,6 @@
 """Fine-tune a compressed checkpoint by the ordinary trainer, and keep its best weights."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def evaluation_config(file: Path, overrides: list[str]) -> dict[str, Any]:
     """Compose the config of a checkpoint as evaluate.py does; keys of training alone are left out."""
     known = [word for word in overrides if word.partition("=")[0] not in TRAINING_KEYS]
     return configure("evaluate", [f"checkpoint={file}", *known], stored_config)
+
+
+def without_teacher(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config without the teacher of a distilled model, whose loss is then that of the labels alone."""
+    config = copy.deepcopy(config)
+    if config["task"].get("distillation"):
+        config["task"]["distillation"]["teacher"] = None
+    return config
 
 
 def refuse_mistakes(options: Options, config: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 from common.files import checkpoint
 from common.files.table import table
 from common.nn import int8, quantisation
-from common.train import calibration, evaluator
+from common.train import calibration
 from common.train.assembly import Components
+from scripts.compressing.measuring import batch_size, evaluate
 
 SECTIONS = ("seed", "model", "data", "task", "optimizer", "schedule", "trainer")  # of a stored config
 Ranges = dict[str, tuple[float, float]]
@@ -14,9 +15,7 @@ Ranges = dict[str, tuple[float, float]]
 
 def calibrate(parts: Components) -> Ranges:
     """Measure the ranges of the tensors of a restored model on val."""
-    return calibration.calibrate(
-        parts.task, parts.data, parts.model, device=parts.device, batch_size=_batch_size(parts)
-    )
+    return calibration.calibrate(parts.task, parts.data, parts.model, device=parts.device, batch_size=batch_size(parts))
 
 
 def content(parts: Components, config: dict[str, Any], ranges: Ranges) -> dict[str, Any]:
@@ -38,29 +37,11 @@ def report(parts: Components, ranges: Ranges) -> str:
 
     On a machine that cannot compute in int8, the table has fp32 alone, and the text says why.
     """
-    columns = {"fp32": _evaluate(parts, "fp32")}
+    columns = {"fp32": evaluate(parts, "val", "fp32")}
     if reason := int8.unsupported():
         title = f"val, without int8: {reason}"
     else:
         title = f"val, {quantisation.quantise(parts.model, ranges)} linear maps and convolutions in int8"
-        columns["int8"] = _evaluate(parts, "int8")
+        columns["int8"] = evaluate(parts, "val", "int8")
     rows = [(name, *(numbers[name] for numbers in columns.values())) for name in columns["fp32"]]
     return table(title, [("number", *columns), *rows])
-
-
-def _evaluate(parts: Components, precision: str) -> dict[str, float]:
-    numbers, _ = evaluator.evaluate(
-        parts.task,
-        parts.data,
-        parts.model,
-        "val",
-        device=parts.device,
-        precision=precision,
-        batch_size=_batch_size(parts),
-        workers=parts.trainer.worker_count,
-    )
-    return numbers
-
-
-def _batch_size(parts: Components) -> int:
-    return parts.trainer.micro_batch or parts.data.batch_size

@@ -1,4 +1,4 @@
-"""The loss of a model on the same samples of val, by which parts of the model are ranked."""
+"""Metrics of a restored model, and its loss on the same samples of val, by which parts of the model are ranked."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,30 @@ from common.data import batching
 from common.errors import UserError
 from common.machine import device as devices
 from common.machine.seeds import mix
-from common.task import Batch
+from common.task import Batch, Split
+from common.train import evaluator
 from common.train.assembly import Components
 from common.train.step import step_normalisers
+
+
+def evaluate(parts: Components, split: Split, precision: str | None = None) -> dict[str, float]:
+    """Return the metrics of a restored model on `split`, in `precision` or that of its config."""
+    numbers, _ = evaluator.evaluate(
+        parts.task,
+        parts.data,
+        parts.model,
+        split,
+        device=parts.device,
+        precision=precision or parts.trainer.precision,
+        batch_size=batch_size(parts),
+        workers=parts.trainer.worker_count,
+    )
+    return numbers
+
+
+def batch_size(parts: Components) -> int:
+    """The size of an evaluation's batches, in the unit of `data.batch_size`."""
+    return parts.trainer.micro_batch or parts.data.batch_size
 
 
 class Measure:
@@ -42,8 +63,7 @@ class Measure:
 
 
 def _batches(parts: Components, samples: int) -> Iterator[Batch]:
-    size = parts.trainer.micro_batch or parts.data.batch_size
-    options = {"batch_size": size, "rank": 0, "world": 1, "workers": 0}
+    options = {"batch_size": batch_size(parts), "rank": 0, "world": 1, "workers": 0}
     count = parts.data.count("val")
     for batch in batching.evaluation(parts.data, "val", **options, samples=samples if samples < count else None):
         yield batch | {"seeds": [mix(0, "task", 0, id) for id in batch["ids"]]}  # for a task's random choices

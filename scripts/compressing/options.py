@@ -15,6 +15,7 @@ STEPS = ("prune.heads", "prune.neurons", "rank", "prune.magnitude")  # keys that
 KEYS = (*STEPS, "finetune", "distil", "samples", "output", "quantize")
 REPORT_KEYS = ("checkpoint", "variants", "precisions")
 SAMPLES = 256
+FILE = "compressed.pt"  # the compressed checkpoint, in the output folder
 
 
 @dataclass(frozen=True)

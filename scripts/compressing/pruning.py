@@ -7,7 +7,7 @@ which takes one backward pass for all neurons.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -150,8 +150,7 @@ def _select(scores: Scores, count: int) -> dict[str, list[int]]:
     kept: dict[str, list[int]] = {}
     for name, index in scores:
         kept.setdefault(name, []).append(index)
-    order: Callable[[tuple[str, int]], float] = lambda part: scores[part]  # noqa: E731
-    for name, index in sorted(scores, key=order):
+    for name, index in sorted(scores, key=scores.__getitem__):
         if count and len(kept[name]) > 1:
             kept[name].remove(index)
             count -= 1

@@ -19,10 +19,11 @@ from common.files.table import tables
 from common.machine import device as devices
 from common.machine.seeds import mix
 from common.task import Batch, answers_of
-from common.train import evaluator
 from common.train.assembly import Components, restore
 from common.train.step import step_normalisers
-from scripts.compressing.finetuning import evaluation_config
+from scripts.compressing.finetuning import evaluation_config, without_teacher
+from scripts.compressing.measuring import evaluate
+from scripts.compressing.options import FILE
 
 BATCHES = (1, 32)  # samples whose answers are timed together
 ROUNDS = 12  # in each, every model is timed once
@@ -145,17 +146,15 @@ def _load(name: str, file: Path, precisions: Sequence[str], overrides: list[str]
     """Load a checkpoint in each precision."""
     for precision in precisions or (None,):
         words = [*overrides, *([] if precision is None else [f"trainer.precision={precision}"])]
-        config = evaluation_config(file, words)
-        if config["task"].get("distillation"):
-            config["task"]["distillation"]["teacher"] = None  # quality is measured without it
+        config = without_teacher(evaluation_config(file, words))
         stored = restore({**config, "trainer": {**config["trainer"], "precision": "fp32"}}).model
         parts = restore(config)  # in int8, the model has other parameters than the file
         yield Variant(name, parts, parts.trainer.precision, _file_size(stored), *count_parameters(stored))
 
 
 def _name(file: Path) -> str:
-    """A short name: the folder of compressed.pt, and of other files the name and its folder."""
-    return file.parent.name if file.name == "compressed.pt" else f"{file.parent.name}/{file.name}"
+    """A short name: the folder of a FILE, and of other files the name and its folder."""
+    return file.parent.name if file.name == FILE else f"{file.parent.name}/{file.name}"
 
 
 def _refuse_other_tasks(variants: list[Variant]) -> None:
@@ -176,18 +175,8 @@ def _qualities(files: Sequence[Path], precision: str, overrides: list[str]) -> l
 
 def _quality(variant: Variant) -> float:
     """The goal's value on test."""
-    parts = variant.parts
-    numbers, _ = evaluator.evaluate(
-        parts.task,
-        parts.data,
-        parts.model,
-        "test",
-        device=parts.device,
-        precision=variant.precision,
-        batch_size=parts.trainer.micro_batch or parts.data.batch_size,
-        workers=parts.trainer.worker_count,
-    )
-    return float(numbers.get(parts.task.goal.name, math.nan))
+    numbers = evaluate(variant.parts, "test", variant.precision)
+    return float(numbers.get(variant.parts.task.goal.name, math.nan))
 
 
 def _file_size(model: nn.Module) -> int:
