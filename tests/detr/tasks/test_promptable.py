@@ -193,7 +193,10 @@ def test_masks_that_miss_everything_cause_an_alarm() -> None:
 
 @pytest.mark.slow
 def test_a_few_pictures_are_learnt_by_heart() -> None:
-    """Of eight pictures; the control is the model before the first step."""
+    """Of eight pictures; the control is the model before the first step.
+
+    The learning rate falls to 0 in the second half: at its peak, the IoU varies by 0.05 from one step to the next.
+    """
     task, model = made("model.width=32", "task.prompting.boxes=0.0")
     options = construct(OptimizerOptions, {**configure("train", ["model=promptable"])["optimizer"], "lr": 3e-3})
     stepper = Stepper(task, model, optim.build(model, options), torch.device("cpu"), "fp32", 1.0)
@@ -204,7 +207,9 @@ def test_a_few_pictures_are_learnt_by_heart() -> None:
         return float(torch.cat([answer["ious"][:, 2] for answer in answers]).mean())
 
     before = mean_iou()
-    for step in range(250):
+    for step in range(350):
+        for group in stepper.optimizer.param_groups:
+            group["lr"] = options.lr * min(1.0, 2 - 2 * step / 350)
         stepper([batch | {"seeds": [step * 100 + i for i in batch["ids"]]}], step)
     assert before < 0.4 and mean_iou() > 0.7
 
