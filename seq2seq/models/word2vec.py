@@ -95,8 +95,10 @@ class Word2Vec(nn.Module):
                 size, dtype = min(block, GROUP), self.inputs.dtype
                 near = _near(text, size, dtype)
                 groups = (_shared_groups if shared else _groups)(text, targets, near, self.is_cbow)
-                for part in _parts(groups, max(1, block // GROUP)):
-                    loss += self._descend(*tables, part, rate)
+                errors, count = torch.empty_like(groups.weights), max(1, block // GROUP)
+                for part, error in zip(_parts(groups, count), errors.split(count), strict=True):
+                    self._descend(*tables, part, error, rate)
+                loss = _cross_entropy(errors, groups.weights)
         loss /= divisor
         if rate is None:
             return loss
@@ -113,26 +115,34 @@ class Word2Vec(nn.Module):
     def _tables(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.inputs, self.outputs
 
-    def _descend(self, inputs: Tensor, outputs: Tensor, groups: "_Groups", rate: float | None) -> Tensor:
-        """Return the loss of one block of G groups and, with a rate, update the tables (V, C) in place."""
+    def _descend(
+        self, inputs: Tensor, outputs: Tensor, groups: "_Groups", error: Tensor, rate: float | None
+    ) -> None:
+        """Compute the errors of one block of G groups into `error` and, with a rate, update the tables (V, C) in place.
+
+        An error (G, T or M, Q) is the label minus the predicted probability.
+        """
         context, rows = groups.words.flatten(), groups.rows.flatten()
         x = inputs.index_select(0, context).view(*groups.words.shape, -1)  # (G, M, C)
         y = outputs.index_select(0, rows).view(*groups.rows.shape, -1)  # (G, Q, C)
         hidden = torch.bmm(groups.mean, x) if self.is_cbow else x  # (G, T or M, C)
         logits = torch.bmm(hidden, y.transpose(1, 2))  # (G, T or M, Q)
-        error = torch.sub(groups.labels, logits.sigmoid_())
-        # Without the bound, an error that is rounded to 1 would give an infinite loss.
-        probabilities = error.abs().neg_().add_(1).clamp_(min=torch.finfo(error.dtype).eps)
-        loss = -torch.dot(probabilities.log_().flatten(), groups.weights.flatten())
+        torch.sub(groups.labels, logits.sigmoid_(), out=error)
         if rate is None:
-            return loss
-        error.mul_(groups.weights).mul_(rate)
-        step = torch.bmm(error, y)  # (G, T or M, C)
+            return
+        update = torch.mul(error, groups.weights, out=logits).mul_(rate)
+        step = torch.bmm(update, y)  # (G, T or M, C)
         if self.is_cbow:
             step = torch.bmm(groups.near.transpose(1, 2), step)  # (G, M, C)
         inputs.index_add_(0, context, step.view(len(context), -1))
-        outputs.index_add_(0, rows, torch.bmm(error.transpose(1, 2), hidden).view(len(rows), -1))
-        return loss
+        outputs.index_add_(0, rows, torch.bmm(update.transpose(1, 2), hidden).view(len(rows), -1))
+
+
+def _cross_entropy(errors: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the decisions' losses in nats; an error is the label minus the predicted probability."""
+    # Without the bound, an error that is rounded to 1 would give an infinite loss.
+    probabilities = errors.abs_().neg_().add_(1).clamp_(min=torch.finfo(errors.dtype).eps)
+    return -torch.dot(probabilities.log_().flatten(), weights.flatten())
 
 
 class _Descended(torch.autograd.Function):
