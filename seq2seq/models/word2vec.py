@@ -115,9 +115,7 @@ class Word2Vec(nn.Module):
     def _tables(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.inputs, self.outputs
 
-    def _descend(
-        self, inputs: Tensor, outputs: Tensor, groups: "_Groups", error: Tensor, rate: float | None
-    ) -> None:
+    def _descend(self, inputs: Tensor, outputs: Tensor, groups: "_Groups", error: Tensor, rate: float | None) -> None:
         """Compute the errors of one block of G groups into `error` and, with a rate, update the tables (V, C) in place.
 
         An error (G, T or M, Q) is the label minus the predicted probability.
