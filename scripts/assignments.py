@@ -124,7 +124,7 @@ def read_options(words: Sequence[str]) -> Options:
         checkpoints=checkpoints,
         overrides=overrides,
         image=own.get("image"),
-        split=split,  # type: ignore[arg-type]
+        split=split,
         images=_number("images", own.get("images", "200"), int, 1, 10**9),
         nms=_number("nms", own.get("nms", "0.5"), float, 0, 1),
         output=Path(own.get("output") or "assignments"),
@@ -268,7 +268,7 @@ def draw_stability(options: Options, split: Split) -> tuple[list[dict[str, Any]]
     first, *others = options.checkpoints
     loaded = load(options.overrides, first)
     task, before = detection_task(loaded), _queries(loaded, options, split)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for file in others:
         parts = load(options.overrides, file)
         if parts.task.state() != task.state() or detection_task(parts).queries != task.queries:

@@ -217,7 +217,7 @@ def _end_of_log(file: Path) -> str:
 def _rows(runs: list[Run]) -> list[Row]:
     """Make a dict (column -> value) for each run: folder, state, the config keys in which runs differ, and metrics."""
     differing = _differing_keys(runs)
-    directions = {run.goal: run.results.get("direction") for run in runs if run.goal}
+    directions: dict[str | None, Any] = {run.goal: run.results.get("direction") for run in runs if run.goal}
     rows = []
     for run in runs:
         row = {"run": str(run.folder), "state": run.state}
@@ -225,7 +225,7 @@ def _rows(runs: list[Run]) -> list[Row]:
         goal = run.goal or _goal_of(run, directions)
         results = run.results or _results_so_far(run, goal, directions)
         metrics = {name: value for name, value in results.items() if name not in ("goal", "direction")}
-        row |= {goal: metrics.pop(goal)} if goal in metrics else {}  # type: ignore[misc]
+        row |= {goal: metrics.pop(goal)} if goal in metrics else {}
         rows.append(row | metrics)
     return rows
 

@@ -20,7 +20,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ from vit.tasks.image_modelling import ImageModelling
 # the latter. int8 rounds weights and activations.
 TOLERANCE = 1e-4
 LIMITS = {"tokenizer": TOLERANCE, "torch": TOLERANCE, "onnx": TOLERANCE, "openvino": 0.01, "onnx_int8": 0.1}
-PLANNERS = {
+PLANNERS: dict[type, Callable[..., Plan]] = {
     Detection: detection.plan,
     Classification: classification.plan,
     ImageModelling: image_modelling.plan,

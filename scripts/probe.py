@@ -69,17 +69,19 @@ def probe(parts: Components, per_class: int | None = None) -> dict[str, ProbeRes
         )
     if missing := [split for split in SPLITS if not parts.data.count(split)]:
         raise UserError(f"The data have no {missing[0]}, and the probes need train, val and test; give data with all.")
-    features, labels = {}, {}
+    features: dict[str, Features] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
     for split in SPLITS:
         features[split], labels[split] = compute_features(parts, split)
     if per_class is not None:
         rows = few_per_class(labels["train"], per_class, SEED)
         features["train"] = {name: values[rows] for name, values in features["train"].items()}
         labels["train"] = labels["train"][rows]
-    return {
-        name: fit_probe(*((features[split][name], labels[split]) for split in SPLITS), STRENGTHS)
-        for name in features["train"]
-    }
+    results = {}
+    for name in features["train"]:
+        train, val, test = ((features[split][name], labels[split]) for split in SPLITS)
+        results[name] = fit_probe(train, val, test, STRENGTHS)
+    return results
 
 
 @torch.no_grad()

@@ -97,7 +97,8 @@ def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder:
 def _read_resized(file: Path, height: int) -> Tensor:
     """Read a picture and resize it to uint8 (3, `height`, W)."""
     picture = decode_image(str(file), ImageReadMode.RGB)
-    return resize(picture, [height, round(height * picture.shape[-1] / picture.shape[-2])], antialias=True)
+    resized: Tensor = resize(picture, [height, round(height * picture.shape[-1] / picture.shape[-2])], antialias=True)
+    return resized
 
 
 def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
@@ -113,17 +114,24 @@ def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
             pass
     (file,) = folder.glob("*.svg")
     picture = file.read_text(encoding="utf-8")
-    width, height = (float(re.search(rf'\b{side}="([\d.]+)"', picture).group(1)) for side in ("width", "height"))
+    width, height = _length(picture, "width"), _length(picture, "height")
     picture = picture[picture.index("<svg") :]
     resized = re.sub(r'width="[\d.]+" height="[\d.]+"', "", picture, count=1)
     return resized.replace("<svg", f'<svg width="{PANEL * width / height:.0f}" height="{PANEL}"', 1)
+
+
+def _length(picture: str, side: str) -> float:
+    """Read the width or the height of an SVG from its first tag that states it."""
+    match = re.search(rf'\b{side}="([\d.]+)"', picture)
+    assert match, f"an SVG without {side}"
+    return float(match[1])
 
 
 def _side_by_side(panels: Sequence[str]) -> str:
     """Join the panels into one SVG, from left to right, each panel below its title."""
     parts, x = [], 0.0
     for title, panel in zip(TITLES, panels, strict=True):
-        width = float(re.search(r'width="([\d.]+)"', panel).group(1))
+        width = _length(panel, "width")
         parts.append(f'<text class="title" x="{x:.0f}" y="20" font-family="Arial, sans-serif">{title}</text>')
         parts.append(panel.replace("<svg", f'<svg x="{x:.0f}" y="{TITLE}"', 1))
         x += width + GAP

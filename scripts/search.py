@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
@@ -60,6 +60,7 @@ LOG_SCALE_RATIO = 10  # a range of floats above 0 is logarithmic if its end is a
 # succeeded.
 MAX_INITIAL_FAILURES = 3
 POLL_SECONDS = 2.0  # time between two checks of whether another process still uses a run's folder
+Direction = Literal["minimize", "maximize"]
 RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # users may not give these keys
 
 
@@ -69,7 +70,7 @@ class Plan(NamedTuple):
     fixed: list[str]  # arguments of train.py
     space: dict[str, BaseDistribution]  # config key -> choice or range
     goal: str  # the name of the metric that is the objective, such as val/AP
-    direction: str  # maximize or minimize
+    direction: Direction
 
     def arguments(self, values: dict[str, Any]) -> list[str]:
         """Return the arguments of train.py for a trial with these values."""
@@ -163,7 +164,7 @@ def _range(word: str) -> tuple[str, BaseDistribution] | None:
     return key, FloatDistribution(low, high, log=low > 0 and high / low >= LOG_SCALE_RATIO)
 
 
-def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, str]:
+def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, Direction]:
     """Return the name and the direction of the objective.
 
     Raises UserError if the config is invalid with one of the values of `_values_to_check`, or if these values lead to
@@ -171,7 +172,7 @@ def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, st
     """
     candidates = {key: _values_to_check(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in candidates.items()}
-    goals = set()
+    goals: set[tuple[str, Direction]] = set()
     for key, value in [(key, value) for key, values in candidates.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
         goal = build(config["task"], data=build(config["data"])).goal  # the task's constructor may choose the goal

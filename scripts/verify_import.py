@@ -10,9 +10,10 @@ compared.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
@@ -27,7 +28,7 @@ from common.train.assembly import stored_config
 from scripts.verify import classifier, image_gpt, images, masked_autoencoder, resnet, swin, tnt, translator
 
 KINDS = (classifier, swin, tnt, resnet, image_gpt, masked_autoencoder)
-VERIFIERS = {
+VERIFIERS: dict[str, Callable[[dict[str, Any]], tuple[str, bool]]] = {
     **{module.MODEL: partial(images.verify, module.KIND) for module in KINDS},
     translator.MODEL: translator.verify,
 }

@@ -101,9 +101,9 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the runs' run_dir differs
-        differences += [f"{name}{path}" for path in unequal_paths(*contents)]
-        tensors += count_tensors(contents[0])
+        one, other = ({**checkpoint.load(file), "config": None} for file in files)  # the runs' run_dir differs
+        differences += [f"{name}{path}" for path in unequal_paths(one, other)]
+        tensors += count_tensors(one)
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
     if lines[0] != lines[1]:
         pairs = zip(*lines, strict=False)
@@ -256,7 +256,7 @@ def _install(kill: Kill) -> None:
         die_at("while it wrote a checkpoint")  # the temporary file is written, but not yet renamed
 
     Stepper.__call__ = _as_method(step, Stepper.__call__)  # type: ignore[method-assign]
-    common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)
+    common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)  # type: ignore[attr-defined]
     torch.save = partial(save, torch.save)
 
 

@@ -37,7 +37,8 @@ def make_anchors(
     strides = [stride // divisor for stride in strides]
     generator = AnchorGenerator(scaled, (RATIOS,) * len(scaled))
     steps = [[torch.tensor(stride), torch.tensor(stride)] for stride in strides]
-    return generator.grid_anchors([[*grid] for grid in grid_sizes(size, strides)], steps)
+    grids: list[Tensor] = generator.grid_anchors([[*grid] for grid in grid_sizes(size, strides)], steps)
+    return grids
 
 
 def assign_by_iou(anchors: Tensor, boxes: Tensor, high: float, low: float) -> Tensor:
@@ -59,4 +60,5 @@ def candidate_bags(anchors: Tensor, boxes: Tensor, count: int) -> Tensor:
 
     An anchor may be in the bags of several objects.
     """
-    return box_iou(boxes, anchors).topk(min(count, len(anchors)), dim=1).indices
+    bags: Tensor = box_iou(boxes, anchors).topk(min(count, len(anchors)), dim=1).indices
+    return bags

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 Colour = tuple[int, int, int]
+Point = tuple[float, float]
+Line = tuple[Point, Point]
 GREY: Colour = (150, 150, 150)
 WHITE: Colour = (255, 255, 255)
 SIDE = 448  # pixels; the longer side of a picture is the largest whole multiple of the image's up to this
@@ -84,7 +86,7 @@ class Canvas:
         x0, y0, x1, y1 = (box * self.scale).tolist()
         return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
 
-    def _strokes(self, parts: Iterable[tuple], colour: Colour, width: int, alpha: int) -> None:
+    def _strokes(self, parts: Iterable[Line], colour: Colour, width: int, alpha: int) -> None:
         with _Layer(self) as pen:
             for start, end in parts:
                 pen.line([start, end], fill=(*colour, alpha), width=width)
@@ -104,7 +106,7 @@ class _Layer:
         self.canvas.picture.paste(self.layer, mask=self.layer)
 
 
-def _dashes(start: tuple[float, float], end: tuple[float, float], length: float = 7) -> list[tuple]:
+def _dashes(start: tuple[float, float], end: tuple[float, float], length: float = 7) -> list[Line]:
     """Split a line into dashes of `length` pixels with gaps of the same length."""
     count = max(1, round(math.dist(start, end) / length / 2))
 

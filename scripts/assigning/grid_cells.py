@@ -92,7 +92,7 @@ def ignored_priors(boxes_cxcywh: Tensor, grids: Sequence[int], shapes: Sequence[
     priors = make_priors(grids, shapes)
     if not len(boxes_cxcywh):
         return torch.zeros(len(priors), dtype=torch.bool)
-    ignored = box_iou(priors, to_xyxy(boxes_cxcywh)).amax(1) > IGNORE_THRESHOLD
+    ignored: Tensor = box_iou(priors, to_xyxy(boxes_cxcywh)).amax(1) > IGNORE_THRESHOLD
     starts = torch.tensor([0, *(len(part) for part in shapes)]).cumsum(0)  # of each grid's shapes
     offsets = torch.tensor([0, *(side * side * len(part) for side, part in zip(grids, shapes, strict=True))]).cumsum(0)
     counts = torch.tensor([len(part) for part in shapes])

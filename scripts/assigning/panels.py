@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detr.criterion.boxes import to_xyxy
 from detr.evaluation.pictures import colour
@@ -72,7 +73,7 @@ def by_iou(scene: Scene, name: str) -> Assignment:
     high, low = anchors.RETINA_THRESHOLDS if is_retina else anchors.PROPOSAL_THRESHOLDS
     boxes = torch.cat(anchors.make_anchors(scene.size, strides, sizes, scale))
     owners = anchors.assign_by_iou(boxes, scene.boxes, high, low)
-    ious = anchors.box_iou(scene.boxes, boxes)  # (T, A)
+    ious = box_iou(scene.boxes, boxes)  # (T, A)
     canvas, counts, weak = _canvas(scene), [], []
     ignored = owners == anchors.IGNORED
     canvas.dots(_centres(boxes[ignored]).unique(dim=0), GREY, 2, alpha=170)
@@ -154,7 +155,7 @@ def free_anchor(scene: Scene) -> Assignment:
     boxes = torch.cat(anchors.make_anchors(scene.size, anchors.RETINA_STRIDES, anchors.RETINA_SIZES, scale))
     bags = anchors.candidate_bags(boxes, scene.boxes, anchors.BAG_SIZE)
     canvas = _canvas(scene)
-    ious = anchors.box_iou(scene.boxes, boxes)
+    ious = box_iou(scene.boxes, boxes)
     for index, bag in enumerate(bags):
         canvas.box(boxes[bag[0]], colour(index), width=1, dashed=True)
         canvas.dots(_centres(boxes[bag]), colour(index), 4, alpha=150)
@@ -201,7 +202,7 @@ def detr(scene: Scene, matching: Matching, names: Sequence[str], weights: str) -
         if query != UNMATCHED:
             canvas.box(matching.boxes[query], colour(index), width=2, dashed=True)
             ends = _centres(torch.stack([scene.boxes[index], matching.boxes[query]]))
-            canvas.line(*ends, colour(index))
+            canvas.line(ends[0], ends[1], colour(index))
             canvas.dots(ends[:1], colour(index), 5)
             canvas.dots(ends[1:], colour(index), 5, hollow=True)
     for index, query in enumerate(queries):

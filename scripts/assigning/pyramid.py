@@ -20,7 +20,7 @@ def divisor(size: tuple[int, int]) -> int:
     most `PAPER_SIDE` pixels.
     """
     ratio = max(1.0, PAPER_SIDE / min(size))
-    return min(MAX_DIVISOR, 2 ** math.floor(math.log2(ratio)))
+    return min(MAX_DIVISOR, int(2 ** math.floor(math.log2(ratio))))
 
 
 def grid_sizes(size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:

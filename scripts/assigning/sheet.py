@@ -92,7 +92,8 @@ def _block(panel: Panel) -> Image.Image:
 
 def _flow(texts: Sequence[str], width: int) -> list[list[int]]:
     """Return the horizontal positions of marked texts, for each line of the given width."""
-    font, rows, x = _font(TEXT_SIZE), [], width + 1
+    font, x = _font(TEXT_SIZE), width + 1
+    rows: list[list[int]] = []
     for text in texts:
         length = int(font.getlength(text)) + 34
         if x + length > width + 17:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detr.evaluation.pictures import colour
 from scripts.assigning import anchors, pyramid
@@ -43,7 +44,7 @@ def anchors_near_objects(scene: Scene) -> Candidates:
     )
     if not len(scene.boxes):
         return Candidates(boxes[:0], torch.zeros(0), scene.labels, origin)
-    scores, owners = anchors.box_iou(scene.boxes, boxes[chosen]).max(0)
+    scores, owners = box_iou(scene.boxes, boxes[chosen]).max(0)
     return Candidates(boxes[chosen], scores, scene.labels[owners], origin)
 
 

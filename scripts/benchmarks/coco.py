@@ -5,6 +5,7 @@ pycocotools is called as in its demo.
 
 import io
 import os
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -46,12 +47,12 @@ def evaluation(setting: Setting) -> Row:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        return evaluation.stats.tolist()
+        return [float(number) for number in evaluation.stats]
 
     def run_ours(evaluator: Evaluator) -> list[float]:
         return list(_metric(ground_truth, answers, evaluator).compute().values())
 
-    contenders = {
+    contenders: dict[str, Callable[[], list[float]]] = {
         "pycocotools": run_pycocotools,
         "ours with pycocotools": lambda: run_ours("pycocotools"),
         "ours with hotcoco": lambda: run_ours("hotcoco"),
@@ -91,7 +92,9 @@ def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
     """
     rng = np.random.default_rng(0)
     frequencies = 1 / np.arange(1, CLASSES + 1)  # by rank: few classes are common, many are rare
-    image_records, annotations, answers = [], [], []
+    image_records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    answers = []
     for image in range(1, images + 1):
         image_records.append({"id": image, "file_name": f"{image}.jpg", "height": HEIGHT, "width": WIDTH})
         classes = rng.choice(CLASSES, size=3, p=frequencies / frequencies.sum())
@@ -99,7 +102,7 @@ def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
         labels = rng.choice(classes, size=len(boxes))
         for box, label in zip(boxes, labels, strict=True):
             corner, extent = box[:2], box[2:] - box[:2]
-            annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": int(label) + 1}
+            annotation: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image, "category_id": int(label) + 1}
             annotation |= {"bbox": [*corner.tolist(), *extent.tolist()], "area": 0.6 * float(extent.prod())}
             annotations.append(annotation | {"iscrowd": int(rng.random() < CROWD_FRACTION)})
         answers.append(_sample_answer(boxes, labels, classes, rng))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.machine.device import autocast
+from detr.models.deformable_detector import DeformableDetector
 from scripts.benchmarks import flops
 from scripts.benchmarks.deformable_peer import CLASSES, config, detector, peer
 from scripts.benchmarks.detr_input import sample_images
@@ -63,7 +64,7 @@ def forward(setting: Setting) -> Row:
     )
 
 
-def _forward(name: str, model: nn.Module, images: Tensor) -> Work:
+def _forward(name: str, model: DeformableDetector, images: Tensor) -> Work:
     """Make a function that returns a contender's logits (B, Q, K) and boxes (B, Q, 4) of the last layer."""
     if name.startswith("ours"):
         ours = copy.deepcopy(model)  # a copy, so that contenders do not share a cache of packed weights

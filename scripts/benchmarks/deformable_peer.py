@@ -1,7 +1,7 @@
 """transformers' DeformableDetrForObjectDetection with our weights (Zhu et al. 2021, arXiv 2010.04159)."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,4 +122,4 @@ def peer(model: DeformableDetector, *, auxiliary_loss: bool = False) -> nn.Modul
         parameter.requires_grad_(name in trained)
     theirs.class_embed = nn.ModuleList([class_head] * layers)
     theirs.bbox_embed = nn.ModuleList([box_head] * layers)
-    return theirs
+    return cast(nn.Module, theirs)

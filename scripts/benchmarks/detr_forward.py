@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.machine.device import autocast
+from detr.models.detector import Detector
 from scripts.benchmarks import flops, quantised
 from scripts.benchmarks.detr_input import sample_images
 from scripts.benchmarks.detr_peer import detector, peer
@@ -95,7 +96,7 @@ def row(
     )
 
 
-def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
+def _contender(name: str, model: Detector, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
     """Make a function that runs a contender.
 
     The function returns the last layer's logits (B, Q, K + 1) for K classes, and its boxes (B, Q, 4), cxcywh relative

@@ -60,7 +60,8 @@ def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
 
 def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
     """Write the COCO JSON file `path` with `boxes` random boxes for each image file."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, file in enumerate(files):
         height, width = read_image(file).shape[1:]
         images.append({"id": number, "file_name": file.name, "height": height, "width": width})

@@ -104,7 +104,7 @@ def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = Fal
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings
     options = DetrConfig(num_labels=CLASSES, num_queries=queries, auxiliary_loss=auxiliary_loss, **dropout)
-    theirs = AutoModelForObjectDetection.from_config(options, attn_implementation=attention)
+    theirs: nn.Module = AutoModelForObjectDetection.from_config(options, attn_implementation=attention)
     theirs.load_state_dict(to_transformers(model.state_dict()))
     trained = to_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})
     for name, parameter in theirs.named_parameters():

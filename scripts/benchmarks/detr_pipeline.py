@@ -3,6 +3,8 @@
 The reference is the same pipeline written with PIL (scripts/benchmarks/detr_input.py).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,11 @@ def pipeline(setting: Setting) -> Row:
         images, _ = detr_input.pil_collate(samples)
         return images.to(setting.device), torch.cat([boxes for _, boxes, _ in samples])
 
-    contenders = {"PIL": run_pil, "ours fp32": lambda: run_ours("fp32"), "ours bf16": lambda: run_ours("bf16")}
+    contenders: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "PIL": run_pil,
+        "ours fp32": lambda: run_ours("fp32"),
+        "ours bf16": lambda: run_ours("bf16"),
+    }
 
     def check() -> str:
         differences = {}

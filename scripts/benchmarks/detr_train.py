@@ -132,9 +132,10 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
         return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 
     def their_loss() -> Tensor:
-        return ForObjectDetectionLoss(
+        loss: Tensor = ForObjectDetectionLoss(
             logits[-1], their_targets, device, predicted_boxes[-1], options, logits, predicted_boxes
         )[0]
+        return loss
 
     return Row(
         name=f"matching and loss, {layer_count} layers, {len(counts)}x{queries} queries, {objects} boxes each",

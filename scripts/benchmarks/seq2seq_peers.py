@@ -243,7 +243,7 @@ def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, 
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
-    class Converter(TransformersConverter):
+    class Converter(TransformersConverter):  # type: ignore[misc]  # without types
         """Converts the model `theirs`, which is in memory, instead of loading a model and its tokenizer."""
 
         def load_model(self, *arguments: Any, **options: Any) -> Any:

@@ -42,7 +42,7 @@ def stack(caches: Sequence[Cache]) -> Tensor:
 
 def most_heads(model: Any) -> int:
     """The largest number of heads among the self-attentions of the decoder's layers."""
-    return max(block.attention.heads for block in model.decoder.blocks)
+    return max(int(block.attention.heads) for block in model.decoder.blocks)
 
 
 def _with_heads(pair: Tensor, heads: int) -> Tensor:

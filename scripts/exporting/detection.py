@@ -121,7 +121,8 @@ def _shortest_side(model: nn.Module) -> int:
     extra = len(model.project) - model.backbone.count
     stride = model.backbone.stages[-model.backbone.count][2]
     tokens = math.ceil(math.sqrt(model.query_count)) if model.proposals is not None else 0
-    return max(STRIDE * 2**extra + 1, stride * tokens)
+    side: int = max(STRIDE * 2**extra + 1, stride * tokens)
+    return side
 
 
 def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -206,18 +206,24 @@ def _encoder_part(model: Transformer) -> Transformer:
     A graph contains all weights of the module that is traced, including those that the module does not use.
     """
     copied = copy.deepcopy(model)
-    copied.output = copied.output_bias = None
+    _remove(copied, "output", "output_bias")
     if copied.source_embedding is not None or isinstance(copied, BertTranslator):
-        copied.embedding = None
+        _remove(copied, "embedding")
     for block in copied.decoder.blocks:
-        block.attention = block.feed_forward = block.residuals = None
+        _remove(block, "attention", "feed_forward", "residuals")
     return copied
 
 
 def _decoder_part(model: Transformer) -> Transformer:
     """Copy the model and remove weights that a decoder step does not need (see `_encoder_part`)."""
     copied = copy.deepcopy(model)
-    copied.encoder = copied.source_embedding = None
+    _remove(copied, "encoder", "source_embedding")
     if isinstance(copied, BertTranslator):
-        copied.embeddings = None
+        _remove(copied, "embeddings")
     return copied
+
+
+def _remove(module: nn.Module, *names: str) -> None:
+    """Set parts of a module to None."""
+    for name in names:
+        setattr(module, name, None)

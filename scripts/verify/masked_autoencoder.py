@@ -106,7 +106,7 @@ def _transformers(file: ForeignFile, size: Size, images: Tensor, noise: Tensor) 
 
 def _as_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert the authors' tensors to transformers' names, with three matrices for queries, keys and values."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         theirs = AUTHORS.to_ours(name)
         if theirs is None:
