@@ -2,17 +2,19 @@
 
 All contenders run Marian's variant of the Transformer (scripts/benchmarks/seq2seq_peers.py). All translations have the
 maximum length, since a bias on the logits excludes the end token. transformers uses PyTorch's fused attention and
-transformers' own key-value cache. For bf16, the weights of transformers' model are converted to bf16. CTranslate2 runs
-a converted copy of transformers' model, on the CPU only. It is timed in fp32 and in int8, the type for which it is
-optimised.
+transformers' own key-value cache. For bf16, the weights of transformers' model are converted to bf16. Our model in int8
+is calibrated on the row's own sentences. CTranslate2 runs a converted copy of transformers' model, on the CPU only. It
+is timed in each of COMPUTE_TYPES that it supports on this CPU; the others would be computed in another type.
 """
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.config.check import construct
 from common.decoding.decode import decode
@@ -28,6 +30,15 @@ from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
 Translations = list[list[int]]
 Pairs = list[tuple[str, str | tuple[str, ...]]]
 BEAM = 4
+COMPUTE_TYPES = {  # names of contenders -> CTranslate2's compute types
+    "CTranslate2 fp32": "float32",
+    "CTranslate2 bf16": "bfloat16",
+    "CTranslate2 int8": "int8",
+    "CTranslate2 int8 and bf16": "int8_bfloat16",
+}
+# The largest accepted difference of logits or log probabilities from fp32, relative to their deviation from the mean.
+# Random weights differ more than trained ones. The numbers of another model differ by more than 1.
+LIMITS = {"bf16": 0.3, "int8": 0.6}
 
 
 def compiled(model: Transformer) -> Transformer:
@@ -60,7 +71,12 @@ def decoding(setting: Setting) -> Row:
     devices.
     """
     row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.batch_size(32, 512))
-    return replace(row.select([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
+    return replace(
+        row.select(
+            [name for name in row.contenders if name.endswith(("bf16", "bf16 compiled")) and "int8" not in name]
+        ),
+        name=f"decoding, {row.name}",
+    )
 
 
 def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
@@ -74,15 +90,17 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
     model = peers.translator(recipe, entries).eval()
     marian = peers.marian(model, recipe, entries).eval()
     batch = peers.sample_pairs(count, length, tokens, entries)
-    contenders = _torch_contenders(setting, model, marian, batch, beam, tokens, entries)
+    options = _options(setting, beam, tokens)
+    models = _our_models(setting, model, batch, options)
+    contenders = _our_contenders(setting.device, models, batch, options)
+    contenders |= _transformers_contenders(setting.device, marian, batch, beam, tokens, entries)
     pairs: Pairs = [
         ("ours fp32", "transformers fp32"),
         ("ours bf16", "transformers fp32"),
         ("ours bf16", "transformers bf16"),
     ]
-    ours_bf16 = ["ours bf16", *(["ours bf16 compiled"] if setting.compile else [])]
-    if setting.compile:
-        pairs += [(ours_bf16[1], "transformers bf16"), (ours_bf16[1], "ours bf16")]
+    bf16 = [name for name in models if "bf16" in name]  # eager, and compiled if that is timed
+    pairs += [pair for name in bf16[1:] for pair in ((name, "transformers bf16"), (name, "ours bf16"))]
     notes = ["CTranslate2 is not installed, so it was not timed (pip install ctranslate2)"]
     engines: dict[str, Any] = {}
     if setting.device.type == "cuda":
@@ -91,11 +109,12 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
         notes, engines = [], _ctranslate2_engines(setting, marian, entries)
         words = peers.to_words(batch["source"])
         contenders |= {name: _ctranslate2_contender(engine, words, beam, tokens) for name, engine in engines.items()}
-        ours_fast = [*ours_bf16, *({quantised.NAME} & contenders.keys())]
-        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, "CTranslate2 int8") for name in ours_fast)]
+        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, tuple(engines)) for name in bf16)]
+        if quantised.NAME in models:
+            pairs.append((quantised.NAME, tuple(name for name in engines if "int8" in name)))
 
     def check() -> str:
-        differences = _compare_probabilities(setting.device, model, marian, engines, batch, entries)
+        differences = _compare_probabilities(setting.device, models, marian, engines, batch, entries)
         return "; ".join([*notes, *differences, *_compare_translations(contenders, tokens)])
 
     name = f"{'greedy' if beam == 1 else f'beam-{beam}'} {count}x{length}, {tokens} new tokens"
@@ -103,18 +122,8 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
     return Row(name=name, contenders=contenders, pairs=pairs, check=check, amounts=amounts)
 
 
-def _torch_contenders(
-    setting: Setting, model: Transformer, marian: Any, batch: dict[str, Any], beam: int, tokens: int, entries: int
-) -> dict[str, Callable[[], Translations]]:
-    """Make the contenders that run in PyTorch: our model and transformers' model.
-
-    Each contender returns the token ids of all translations. transformers' ids are converted to ours.
-    """
-    device = setting.device
-    order = torch.tensor(peers.marian_order(entries))
-    source, lengths = batch["source"].to(device), batch["source_lengths"].to(device)
-    marian_source = peers.marian_ids(entries)[batch["source"]].to(device)
-    options = replace(
+def _options(setting: Setting, beam: int, tokens: int) -> DecodingOptions:
+    return replace(
         construct(DecodingOptions, peers.marian_config(tiny=setting.tiny)["task"]["predict"]),
         method="greedy" if beam == 1 else "beam",
         beam=beam,
@@ -124,44 +133,69 @@ def _torch_contenders(
         longest_extra=tokens,
         at_limit="cut",
     )
+
+
+def _our_models(
+    setting: Setting, model: Transformer, batch: dict[str, Any], options: DecodingOptions
+) -> dict[str, tuple[Transformer, str]]:
+    """Copies of our model by the contenders' names, each with its precision; each has its own packed weights."""
+    fp32 = model.to(setting.device)
+    models = {"ours fp32": (fp32, "fp32"), "ours bf16": (copy.deepcopy(fp32), "bf16")}
+    if quantised.is_supported(setting.device):
+        int8 = quantised.quantised(fp32, lambda copied: _translate(setting.device, copied, "fp32", batch, options))
+        models[quantised.NAME] = int8, "int8"
+    if setting.compile:
+        models["ours bf16 compiled"] = compiled(fp32), "bf16"
+    return models
+
+
+def _our_contenders(
+    device: torch.device,
+    models: Mapping[str, tuple[Transformer, str]],
+    batch: dict[str, Any],
+    options: DecodingOptions,
+) -> dict[str, Callable[[], Translations]]:
+    """A function for each of our models that returns the token ids of all translations."""
+    batch = to_device(batch, device)
+    return {
+        name: partial(_translate, device, model, precision, batch, options)
+        for name, (model, precision) in models.items()
+    }
+
+
+def _translate(
+    device: torch.device, model: Transformer, precision: str, batch: dict[str, Any], options: DecodingOptions
+) -> Translations:
+    with torch.no_grad(), autocast(device, precision):  # one autocast for all tokens, as in the evaluator
+        hypotheses = decode(model, batch["source"], batch["source_lengths"], options, SPECIAL)
+    return [sentence[0].tokens for sentence in hypotheses]
+
+
+def _transformers_contenders(
+    device: torch.device, marian: Any, batch: dict[str, Any], beam: int, tokens: int, entries: int
+) -> dict[str, Callable[[], Translations]]:
+    """A function for each precision of transformers' model that returns all translations, as our token ids."""
+    order = torch.tensor(peers.marian_order(entries))
+    source = peers.marian_ids(entries)[batch["source"]].to(device)
     generation = peers.generation(beam, tokens, entries)
-    real = torch.ones_like(marian_source)  # no padding
+    real = torch.ones_like(source)  # no padding
 
-    def run_ours(model: Transformer, precision: str) -> Translations:
-        with torch.no_grad(), autocast(device, precision):  # one autocast for all tokens, as in the evaluator
-            hypotheses = decode(model, source, lengths, options, SPECIAL)
-        return [sentence[0].tokens for sentence in hypotheses]
-
-    def run_theirs(model: Any) -> Translations:
+    def run(model: Any) -> Translations:
         with torch.inference_mode():
-            tokens = model.generate(marian_source, attention_mask=real, generation_config=generation)
+            tokens = model.generate(source, attention_mask=real, generation_config=generation)
         translations: Translations = order[tokens[:, 1:].cpu()].tolist()  # without BOS
         return translations
 
-    theirs_fp32, theirs_bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
-    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # the copy has its own cache of packed weights
-    contenders = {
-        "transformers fp32": lambda: run_theirs(theirs_fp32),
-        "transformers bf16": lambda: run_theirs(theirs_bf16),
-        "ours fp32": lambda: run_ours(ours_fp32, "fp32"),
-        "ours bf16": lambda: run_ours(ours_bf16, "bf16"),
-    }
-    if quantised.is_supported(device):
-        ours_int8 = quantised.quantised(model, lambda model: run_ours(model, "fp32"))
-        contenders[quantised.NAME] = lambda: run_ours(ours_int8, "int8")
-    if setting.compile:
-        ours_compiled = compiled(ours_fp32)
-        contenders["ours bf16 compiled"] = lambda: run_ours(ours_compiled, "bf16")
-    return contenders
+    fp32, bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
+    return {"transformers fp32": partial(run, fp32), "transformers bf16": partial(run, bf16)}
 
 
 def _ctranslate2_engines(setting: Setting, marian: Any, entries: int) -> dict[str, Any]:
-    compute_types = {"CTranslate2 fp32": "float32", "CTranslate2 int8": "int8"}
+    threads, supported = torch.get_num_threads(), peers.ctranslate2_types()
     return {
-        name: peers.ctranslate2_model(
-            marian, entries, setting.scratch, compute=compute, threads=torch.get_num_threads()
-        )
-        for name, compute in compute_types.items()
+        name: peers.ctranslate2_model(marian, entries, setting.scratch, compute=compute, threads=threads)
+        for name, compute in COMPUTE_TYPES.items()
+        if compute in supported
     }
 
 
@@ -177,18 +211,30 @@ def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, token
 
 @torch.no_grad()
 def _compare_probabilities(
-    device: torch.device, model: Transformer, marian: Any, engines: dict[str, Any], batch: dict[str, Any], entries: int
+    device: torch.device,
+    models: Mapping[str, tuple[Transformer, str]],
+    marian: Any,
+    engines: dict[str, Any],
+    batch: dict[str, Any],
+    entries: int,
 ) -> list[str]:
     """Compare the models' outputs for given targets; returns a text for each difference.
 
-    Our logits in fp32 are compared with transformers' in fp32 and with ours in bf16. Our log probabilities of the
-    target tokens are compared with those of each of the CTranslate2 `engines`. This check is needed because
+    Our logits in fp32 are compared with transformers' in fp32 and with ours in bf16 and int8. Our log probabilities of
+    the target tokens are compared with those of each of the CTranslate2 `engines`. This check is needed because
     translations could agree by chance. Raises MismatchError if a difference is too large.
     """
+
+    def logits(name: str) -> Tensor:
+        model, precision = models[name]
+        with autocast(device, precision):
+            outputs = model(on_device["source"], on_device["source_lengths"], on_device["target_in"])
+        return outputs.float().cpu()
+
     tolerance = 1e-3 if device.type == "cuda" else 1e-4
     order, marian_ids = peers.marian_order(entries), peers.marian_ids(entries)
     on_device = to_device(batch, device)
-    our_logits = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).cpu()
+    our_logits = logits("ours fp32")
     their_logits = marian(
         input_ids=marian_ids[batch["source"]].to(device),
         decoder_input_ids=marian_ids[batch["target_in"]].to(device),
@@ -200,15 +246,18 @@ def _compare_probabilities(
     differences = [
         compare_tensors("logits of transformers fp32", ours, their_logits[..., columns], tolerance, along=-1)
     ]
-    with autocast(device, "bf16"):
-        ours_bf16 = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).float().cpu()
-    differences.append(compare_tensors("logits of ours bf16", ours_bf16[..., our_columns], ours, 0.3, along=-1))
+    for name in ("ours bf16", quantised.NAME):
+        if name in models:
+            limit = LIMITS[models[name][1]]
+            differences.append(
+                compare_tensors(f"logits of {name}", logits(name)[..., our_columns], ours, limit, along=-1)
+            )
     words = batch["target_out"][:, :-1]  # (B, T - 1), without EOS
     expected = -token_losses(our_logits[:, :-1], words)
     for name, engine in engines.items():
         scored = engine.score_batch(peers.to_words(batch["source"]), peers.to_words(words))
         log_probabilities = torch.tensor([sentence.log_probs[: words.shape[1]] for sentence in scored])
-        limit = tolerance if "fp32" in name else 1.0
+        limit = tolerance if "fp32" in name else 1.0 if "int8" in name else LIMITS["bf16"]
         differences.append(
             compare_tensors(f"log probabilities of {name}", expected, log_probabilities, limit, along=-1)
         )

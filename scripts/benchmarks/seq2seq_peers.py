@@ -206,6 +206,14 @@ def has_ctranslate2() -> bool:
     return importlib.util.find_spec("ctranslate2") is not None
 
 
+def ctranslate2_types() -> set[str]:
+    """The types in which CTranslate2 computes on this CPU, such as "int8"; it replaces other types by one of these."""
+    import ctranslate2
+
+    types: set[str] = ctranslate2.get_supported_compute_types("cpu")
+    return types
+
+
 class _TokenizerStub:
     """A substitute for a tokenizer, with the members that CTranslate2's converter needs.
 

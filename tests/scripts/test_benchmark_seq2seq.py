@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 
 from common.weights.renaming import Table
 from scripts import benchmark
-from scripts.benchmarks import report, seq2seq, seq2seq_decode, seq2seq_peers
-from scripts.benchmarks.timing import MismatchError
+from scripts.benchmarks import quantised, report, seq2seq, seq2seq_decode, seq2seq_peers
+from scripts.benchmarks.timing import MismatchError, Setting
 
 
 def run(tmp_path: Path, rows: str, *options: str) -> tuple[int, Path]:
@@ -30,6 +30,7 @@ def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest
     rows = {row["row"].split()[0]: row for row in result["rows"]}
     assert [*rows] == ["greedy", "beam-4", "forward", "training", "throughput", "decoding,"]
     assert "ours fp32 4 of 4 translations equal" in rows["greedy"]["agreement"]
+    assert ("logits of ours int8" in rows["greedy"]["agreement"]) == quantised.is_supported(torch.device("cpu"))
     assert "torch.nn.Transformer fp32 gradient" in rows["training"]["agreement"]
     for name, contender, amount, unit in (
         ("throughput", "ours bf16", 4 * 6, "target tokens"),
@@ -96,6 +97,21 @@ def test_nothing_is_timed_if_a_weight_of_ctranslate2_differs(
     monkeypatch.setattr(seq2seq_peers, "ctranslate2_model", patched)
     assert run(tmp_path, "greedy")[0] == 1
     assert "log probabilities of CTranslate2 fp32" in capsys.readouterr().err
+
+
+def test_ctranslate2_is_timed_in_the_types_that_it_supports_and_our_int8_against_its_int8(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(seq2seq_peers, "has_ctranslate2", lambda: True)
+    monkeypatch.setattr(seq2seq_peers, "ctranslate2_types", lambda: {"float32", "int8", "int8_bfloat16", "int16"})
+    monkeypatch.setattr(seq2seq_peers, "ctranslate2_model", lambda *_, **__: None)
+    monkeypatch.setattr(quantised, "is_supported", lambda device: True)
+    monkeypatch.setattr(quantised, "quantised", lambda model, run: model)
+    setting = Setting(device=torch.device("cpu"), tiny=True, compile=False, images=None, scratch=tmp_path)
+    row = seq2seq_decode.greedy(setting)
+    int8 = "CTranslate2 int8", "CTranslate2 int8 and bf16"
+    assert [name for name in row.contenders if "CTranslate2" in name] == ["CTranslate2 fp32", *int8]
+    assert ("ours int8", int8) in row.pairs and ("ours bf16", ("CTranslate2 fp32", *int8)) in row.pairs
 
 
 @pytest.mark.parametrize("names", ["NAMES", "TORCH_NAMES"])
