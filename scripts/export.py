@@ -1,4 +1,4 @@
-"""Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format LIST]`.
+"""Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format LIST] [--size HxW]`.
 
 FILE is any checkpoint that predict.py accepts, or the name of published weights (configs/weights.yaml). A file that
 another program wrote also needs model=NAME. Further keys override the checkpoint's config, such as weights=raw or
@@ -9,7 +9,8 @@ describes inputs, outputs and preprocessing, and the tokenizers of a model of te
 of torch.export (.pt2) and as ONNX (.onnx), or in the formats that --format lists: torch, onnx, openvino (.xml and .bin)
 and onnx_int8 (ONNX with linear maps in int8). Other graphs compute in fp32, but OpenVINO takes bf16 on CPUs that have
 it, unless INFERENCE_PRECISION_HINT is f32. They accept any batch size, image size and sentence length within the limits
-that model.json states. Using the files does not require Triptych.
+that model.json states. With --size HxW, the graph of a classifier of images or of a detector accepts only images of H
+by W pixels; for a classifier, this is the size of its data. Using the files does not require Triptych.
 
 Each graph is read back from its file, and its outputs are compared with the model's, for input shapes that were not
 used in tracing, and its time is measured. If outputs differ by more than 1e-4 (OpenVINO: 0.01, int8: 0.1), nothing is
@@ -77,6 +78,9 @@ PLANNERS: dict[type, Callable[..., Plan]] = {
 }
 
 
+SIZED = (Detection, Classification)  # the tasks whose graphs may accept images of one size alone
+
+
 class OutputMismatchError(Exception):
     """The outputs of an exported file differ from the model's by more than the limit of its format."""
 
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = restore(config)
         print(parts.weights_line)
         with creating(output), whole_folder.atomic_folder(output) as folder:
-            export(parts, folder, options.format, checkpoint.name)
+            export(parts, folder, options.format, checkpoint.name, options.size)
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
@@ -110,14 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
+def export(
+    parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str, size: tuple[int, int] | None = None
+) -> None:
     """Write a model's graphs, the tokenizer files of a model of text, and model.json into `folder`.
 
-    `checkpoint` is the name of the checkpoint's file, for model.json. Prints a table of the differences between the
-    files' outputs and the model's, and one of their times. Raises OutputMismatchError if a difference is above the
-    limit of its format (LIMITS), and UserError for a task or a model that cannot be exported.
+    `checkpoint` is the name of the checkpoint's file, for model.json. `size` is the only (height, width) of images that
+    the graph accepts, or None. Prints a table of the differences between the files' outputs and the model's, and one of
+    their times. Raises OutputMismatchError if a difference is above the limit of its format (LIMITS), and UserError for
+    a task or a model that cannot be exported.
     """
-    plan = make_plan(parts)
+    plan = make_plan(parts, size)
     for note in plan.notes:
         print(f"note      {note}")
     programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
@@ -136,6 +143,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
         if not row.difference <= LIMITS[name]:
             raise OutputMismatchError(
                 f"{row.output} of {name} differ by {row.difference:.2g}, but the limit is {LIMITS[name]:g}"
+                f"{_size_hint(plan)}"
             )
     print(table(f"milliseconds, medians of {ROUNDS} rounds in turn", timing_rows(plan.graphs, contenders)))
     content = description(plan, formats, comparisons) | {
@@ -148,11 +156,20 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
-def make_plan(parts: Components) -> Plan:
-    """Plan the export of a checkpoint's model; raises UserError for a task or a model that cannot be exported."""
+def make_plan(parts: Components, size: tuple[int, int] | None = None) -> Plan:
+    """Plan the export of a checkpoint's model, for images of `size` (height, width) alone unless it is None.
+
+    Raises UserError for a task, a model or a size that cannot be exported.
+    """
     for task_class, planner in PLANNERS.items():
         if isinstance(parts.task, task_class):
-            return planner(parts.model.float().eval().requires_grad_(False), parts.task)
+            if size is not None and task_class not in SIZED:
+                raise UserError(
+                    f"--size {size[0]}x{size[1]} is for classifiers of images and detectors, and the task is "
+                    f"{type(parts.task).__name__}; leave --size out."
+                )
+            options = {} if size is None else {"size": size}
+            return planner(parts.model.float().eval().requires_grad_(False), parts.task, **options)
     if isinstance(parts.task, CnnDetection):
         raise UserError(
             f"{type(parts.model).__name__} of torchvision cannot be exported, because its number of detections depends "
@@ -217,10 +234,25 @@ def _formats(text: str) -> list[Format]:
     return formats
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text}: expected the height and the width in pixels, such as 224x224")
+    return int(height), int(width)
+
+
+def _size_hint(plan: Plan) -> str:
+    """The end of a sentence on different outputs: which option avoids them, if the graph accepts images of any size."""
+    if "height" not in plan.dimensions:
+        return ""
+    height, width = plan.metadata["preprocessing"].get("image_size", ("H", "W"))
+    return f"; --size {height}x{width} exports a graph for images of one size alone"
+
+
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     summary, _, rest = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(
-        usage="%(prog)s checkpoint=FILE [key=value ...] [--output FOLDER] [--format LIST]",
+        usage="%(prog)s checkpoint=FILE [key=value ...] [--output FOLDER] [--format LIST] [--size HxW]",
         description=summary,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -234,6 +266,12 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=_formats,
         default="torch,onnx",
         help=f"some of {', '.join(graphs.ENDINGS)} (default: torch,onnx)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="the only height and width of images, in pixels, that the graph accepts (default: any)",
     )
     return parser.parse_known_args(arguments)
 

@@ -1,8 +1,8 @@
 """Benchmark forward passes of DETR-R50 against transformers.
 
 The model of transformers uses PyTorch's fused attention and, for bf16, weights converted to bf16, as the documentation
-of transformers advises. The benchmark `latency` has two more contenders: the model of transformers with eager
-attention, and with PyTorch's channels_last memory format.
+of transformers advises. The benchmark `latency` has more contenders: the model of transformers with eager attention,
+and with PyTorch's channels_last memory format, and on the CPU OpenVINO (scripts/benchmarks/engines.py).
 """
 
 import copy
@@ -17,8 +17,11 @@ from detr.models.detector import Detector
 from scripts.benchmarks import flops, quantised
 from scripts.benchmarks.detr_input import sample_images
 from scripts.benchmarks.detr_peer import detector, peer
+from scripts.benchmarks.engines import NO_ENGINES, engines
+from scripts.benchmarks.engines import PAIRS as ENGINE_PAIRS
 from scripts.benchmarks.timing import Row, Setting, compare_tensors
 
+OUTPUTS = ("logits", "boxes")
 CONTENDERS = ("transformers fp32", "transformers bf16", "ours fp32", "ours bf16")
 EAGER, CHANNELS_LAST = "transformers fp32 eager", "transformers fp32 channels_last"
 PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
@@ -31,12 +34,29 @@ PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
     ("ours fp32 compiled", "transformers fp32 compiled"),
     ("ours bf16 compiled", "transformers fp32"),
     ("ours bf16 compiled", "transformers bf16 compiled"),
+    *ENGINE_PAIRS,
 ]
+NO_ONNX_NOTE = (
+    "ONNX Runtime was not timed, because its int8 of linear maps leaves convolutions, most of the work, in fp32"
+)
+
+
+class LastLayer(nn.Module):
+    """A detector that returns the outputs of its last decoder layer as a tuple of tensors."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, 3, H, W) -> logits (B, Q, K + 1) of K classes, and boxes (B, Q, 4), cxcywh."""
+        outputs = self.model(images, None)[-1]
+        return outputs["logits"], outputs["boxes_cxcywh"]
 
 
 def latency(setting: Setting) -> Row:
     """Build a benchmark that times a forward pass of one image."""
-    return row(setting, batch=1, names=(*CONTENDERS, EAGER, CHANNELS_LAST))
+    return row(setting, batch=1, names=(*CONTENDERS, EAGER, CHANNELS_LAST), with_engines=True)
 
 
 def forward(setting: Setting) -> Row:
@@ -55,12 +75,13 @@ def row(
     names: Sequence[str] = CONTENDERS,
     size: tuple[int, int] | None = None,
     queries: int = 100,
+    with_engines: bool = False,
 ) -> Row:
     """Build a benchmark that times a forward pass of `batch` images of `size` (height, width), in evaluation mode.
 
     If `size` is None, images are 800 x 1066 pixels, or 96 x 128 if `setting.tiny`. `names` are the contenders. With
-    `setting.compile`, those in CONTENDERS are also timed under torch.compile. The outputs of all other contenders are
-    compared with those of the first.
+    `setting.compile`, those in CONTENDERS are also timed under torch.compile. `with_engines` adds OpenVINO. The outputs
+    of all other contenders are compared with those of the first.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()
@@ -72,18 +93,21 @@ def row(
     if "ours bf16" in names and quantised.is_supported(device):
         ours = quantised.quantised(model, lambda model: model(images, None))
         contenders[quantised.NAME] = lambda: _run_ours(ours, images, "int8")
+    others = engines(setting, LastLayer(model), images, OUTPUTS, onnx=False) if with_engines else NO_ENGINES
+    contenders |= others.contenders
 
     def check() -> str:
         reference, *names = contenders
         expected, differences = contenders[reference](), []
         tolerance = 0.03 if device.type == "cuda" else 1e-3  # CUDA's convolutions use TF32; a wrong weight gives >= 0.1
         for name in names:
-            for output, tensor, target in zip(("logits", "boxes"), contenders[name](), expected, strict=True):
-                if "bf16" in reference + name or name == quantised.NAME:
+            for output, tensor, target in zip(OUTPUTS, contenders[name](), expected, strict=True):
+                if any(precision in reference + name for precision in ("bf16", "int8")):
                     differences.append(compare_tensors(f"{name} {output}", tensor, target, 0.15))
                 else:
                     differences.append(compare_tensors(f"{name} {output}", tensor, target, tolerance, along=-2))
-        return "; ".join(differences)
+        notes = [*others.notes, *([NO_ONNX_NOTE] if with_engines else [])]
+        return "; ".join([*notes, *differences])
 
     operations = flops.operations(model, images, None, training=False)
     return Row(
@@ -92,7 +116,7 @@ def row(
         pairs=[pair for pair in PAIRS if all(name in contenders for name in pair)],
         check=check,
         amounts=dict.fromkeys(contenders, (batch, "images")),
-        flops=flops.per_contender(contenders.keys() - {quantised.NAME}, operations),
+        flops=flops.per_contender([name for name in contenders if "int8" not in name], operations),
     )
 
 

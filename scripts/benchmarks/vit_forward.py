@@ -1,10 +1,12 @@
 """Benchmark forward passes of ViT-B/16 against its peers: the models of torchvision, timm and transformers.
 
-For bf16, the weights of the peers are converted to bf16, and our model runs under autocast.
+For bf16, the weights of the peers are converted to bf16, and our model runs under autocast. On the CPU, inference
+engines are timed, too (scripts/benchmarks/engines.py).
 """
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from common.machine.device import autocast
 from scripts.benchmarks import flops, quantised
+from scripts.benchmarks.engines import NO_ENGINES, Engines, engines
+from scripts.benchmarks.engines import PAIRS as ENGINE_PAIRS
 from scripts.benchmarks.timing import Row, Setting, compare_tensors
 from scripts.benchmarks.vit_input import sample_images
 from scripts.benchmarks.vit_peers import PEERS, classifier, config, peer
@@ -21,12 +25,12 @@ Pairs = list[tuple[str, str | tuple[str, ...]]]
 
 def latency(setting: Setting) -> Row:
     """Build a benchmark that times a forward pass of one image."""
-    return row(setting, batch=1)
+    return row(setting, batch=1, with_engines=True)
 
 
 def forward(setting: Setting) -> Row:
     """Build a benchmark that times a forward pass of `setting.batch` images (default: 128 on CUDA, otherwise 8)."""
-    return row(setting, batch=setting.batch_size(8, 128))
+    return row(setting, batch=setting.batch_size(8, 128), with_engines=True)
 
 
 def row(
@@ -36,16 +40,19 @@ def row(
     side: int | None = None,
     peers: tuple[str, ...] = PEERS,
     precisions: tuple[str, ...] = ("fp32", "bf16"),
+    with_engines: bool = False,
 ) -> Row:
     """Build a benchmark that times a forward pass in evaluation mode.
 
     The input is `batch` images of `side` x `side` pixels. If `side` is None, their size is that of the config. `peers`
-    are the libraries of the other models. All models are timed in each of `precisions`.
+    are the libraries of the other models. All models are timed in each of `precisions`; `with_engines` adds inference
+    engines.
     """
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
-    model = classifier(recipe)
+    model = classifier(recipe).eval()
     images = sample_images(batch, recipe["data"]["image_size"][0])
-    return compare(setting, model, {name: peer(name, model, recipe) for name in peers}, images, precisions)
+    others = engines(setting, model, images, ("logits",), onnx=True) if with_engines else NO_ENGINES
+    return compare(setting, model, {name: peer(name, model, recipe) for name in peers}, images, precisions, others)
 
 
 def compare(
@@ -54,10 +61,12 @@ def compare(
     peers: Mapping[str, nn.Module],
     images: Tensor,
     precisions: tuple[str, ...] = ("fp32", "bf16"),
+    others: Engines = NO_ENGINES,
 ) -> Row:
     """Build a benchmark that times a forward pass of our `model` and of its `peers`, which have the same weights.
 
-    `images` (B, 3, H, W) is the input. All models are timed in evaluation mode, in each of `precisions`.
+    `images` (B, 3, H, W) is the input. All models are timed in evaluation mode, in each of `precisions`. `others` are
+    further contenders, which return a list with the logits.
     """
     model, images = model.to(setting.device).eval(), images.to(setting.device)
     contenders: dict[str, Callable[[], Tensor]] = {}
@@ -80,12 +89,14 @@ def compare(
     if "bf16" in precisions and quantised.is_supported(setting.device):
         ours = quantised.quantised(model, lambda model: model(images))
         contenders[quantised.NAME] = lambda: _infer(ours, images, "int8")
+    for name, run in others.contenders.items():
+        contenders[name] = partial(_first, run)
 
     def check() -> str:
         reference, *names = contenders
         expected = contenders[reference]()
         tolerance = 1e-2 if setting.device.type == "cuda" else 1e-4  # CUDA's convolution of patches uses TF32
-        return "; ".join(
+        differences = [
             compare_tensors(
                 f"{name} logits",
                 contenders[name](),
@@ -94,16 +105,20 @@ def compare(
                 along=0 if len(images) > 1 else -1,
             )
             for name in names
-        )
+        ]
+        return "; ".join([*others.notes, *differences])
 
     operations = flops.operations(model, images, training=False)
     return Row(
         name=f"forward {'x'.join(str(length) for length in images.shape)}",
         contenders=contenders,
-        pairs=pairs(contenders, tuple(peers), compiled=setting.compile),
+        pairs=[
+            *pairs(contenders, tuple(peers), compiled=setting.compile),
+            *(pair for pair in ENGINE_PAIRS if contenders.keys() >= {*pair}),
+        ],
         check=check,
         amounts=dict.fromkeys(contenders, (len(images), "images")),
-        flops=flops.per_contender(contenders.keys() - {quantised.NAME}, operations),
+        flops=flops.per_contender([name for name in contenders if "int8" not in name], operations),
     )
 
 
@@ -142,3 +157,7 @@ def logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 def _infer(model: Callable[[Tensor], Any], images: Tensor, precision: str) -> Tensor:
     with torch.inference_mode(), autocast(images.device, precision):
         return logits(model, images)
+
+
+def _first(run: Callable[[], list[Tensor]]) -> Tensor:
+    return run()[0]

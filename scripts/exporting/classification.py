@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from common.errors import UserError
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import relative_difference
 from vit.models.classifier import Classifier
@@ -31,20 +32,26 @@ class NamedLogits(nn.Module):
         return (self.model(images),)
 
 
-def plan(model: nn.Module, task: Classification) -> Plan:
+def plan(model: nn.Module, task: Classification, size: tuple[int, int] | None = None) -> Plan:
     """Plan the export of a classifier for any batch size and, if the model's class is known, for other image sizes.
 
     Images have 2 to 4,096 patches in each direction, with sides that are multiples of the patch size; for a Swin
     Transformer of k stages, at least 2^k + 1 patches, so that no map has a single row. For a ResNet, they have any size
     with more than one row and column in the last map. The graph accepts only the image size of the data set for a model
-    of another class, or if images of this size are smaller than the smallest of the others.
+    of another class, or if images of this size are smaller than the smallest of the others, or if `size` states it.
+    Raises UserError if `size` (H, W) is another one.
     """
     data = task.data
     height, width = data.image_size
+    if size not in (None, (height, width)):
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: the images of this classifier's data have {height} x {width} pixels; give "
+            f"--size {height}x{width}, or data.image_size=[{size[0]},{size[1]}] as well, if its data has this key."
+        )
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
     sizes = [(height, width)]
-    p, low, sides = _free_sides(model, (height, width))
+    p, low, sides = _free_sides(model, (height, width)) if size is None else (1, 1, {})
     if sides:
         dimensions |= sides
         shape = ["batch", data.channels, "height", "width"]

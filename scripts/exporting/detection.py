@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from common.data.images import MEAN, STD
+from common.errors import UserError
 from common.nn.positions import Learned2d
 from detr.criterion.answers import Classification, detections, probabilities, unstack_layers
 from detr.criterion.boxes import to_xyxy
@@ -49,17 +50,27 @@ class Detections(nn.Module):
         return detections(self.classification, unstack_layers(self.model(images, sizes))[-1], self.limit)
 
 
-def plan(model: nn.Module, task: Detection) -> Plan:
-    """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns."""
-    dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
-    images, sizes = _sample_batch(_scaled([(70, 60), (64, 61), (50, 33)], model))
+def plan(model: nn.Module, task: Detection, size: tuple[int, int] | None = None) -> Plan:
+    """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns.
+
+    If `size` is not None, the graph accepts only batches that are padded to this height and width. Raises UserError if
+    the model does not accept them.
+    """
+    sides = _image_dimensions(model)
+    if size is not None:
+        _check_size(size, model)
+        sides = {}
+    dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **sides}
+    images, sizes = _sample_batch(_scaled([(70, 60), (64, 61), (50, 33)], model) if size is None else _padded_to(size))
+    height, width = size or ("height", "width")
+    batches = [_scaled(shapes, model) for shapes in BATCHES] if size is None else [[size], _padded_to(size)]
     limited = task.options.detections_per_image is not None
     label = "the class of one of the best pairs of a query and a class" if limited else "the query's likeliest class"
     graph = Graph(
         "model",
         Detections(model, task.classification, task.options.detections_per_image),
         {"images": images, "sizes": sizes},
-        {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
+        {"images": ["batch", 3, height, width], "sizes": ["batch", 2]},
         {
             "scores": "(batch, detections): the probability of the label",
             "labels": f"(batch, detections): {label}, an index into classes",
@@ -75,7 +86,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
 
     def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
         function = functions["model"]
-        return [row for shapes in BATCHES for row in _compare(model, task, function, _scaled(shapes, model))]
+        return [row for shapes in batches for row in _compare(model, task, function, shapes)]
 
     notes = (MASKS_NOTE,) if getattr(model, "mask_head", None) is not None else ()
     return Plan([graph], dimensions, metadata, {}, [], compare, notes)
@@ -96,18 +107,42 @@ def preprocessing(data: Any) -> dict[str, Any]:
     }
 
 
+def _check_size(size: tuple[int, int], model: nn.Module) -> None:
+    shortest, longest = _shortest_side(model), _longest_side(model)
+    if min(size) < shortest or (longest is not None and max(size) > longest):
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: the sides of this detector's images must have "
+            f"{_describe_sides(shortest, longest)}; give others."
+        )
+
+
+def _padded_to(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The (height, width) of three images that are padded to `size` in one batch."""
+    height, width = size
+    return [size, (height, max(1, width * 3 // 4)), (max(1, height // 2), width)]
+
+
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
     """Return the free dimensions "height" and "width" of an exported detector's images.
 
     Both are at least `_shortest_side` pixels. For a model with learned position embeddings, they also have a maximum.
     """
-    shortest, longest = _shortest_side(model), None
-    description = f"{shortest} pixels or more"
+    shortest, longest = _shortest_side(model), _longest_side(model)
+    description = _describe_sides(shortest, longest)
+    return {name: Dimension(Dim(name, min=shortest, max=longest), description) for name in ("height", "width")}
+
+
+def _describe_sides(shortest: int, longest: int | None) -> str:
+    return f"{shortest} pixels or more" if longest is None else f"{shortest} to {longest} pixels"
+
+
+def _longest_side(model: nn.Module) -> int | None:
+    """Return the largest side of an image, in pixels, that a detector with learned positions accepts; None: any."""
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
     if isinstance(positions, Learned2d) and stages:
-        longest = stages[-1][2] * positions.rows.num_embeddings
-        description = f"{shortest} to {longest} pixels"
-    return {name: Dimension(Dim(name, min=shortest, max=longest), description) for name in ("height", "width")}
+        longest: int = stages[-1][2] * positions.rows.num_embeddings
+        return longest
+    return None
 
 
 def _shortest_side(model: nn.Module) -> int:

@@ -8,10 +8,20 @@ import pytest
 @pytest.fixture(autouse=True)
 def small_matrix_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use small matrix products in toy benchmarks, since large ones take minutes where bf16 is emulated."""
-    if request.path.name in ("test_benchmark.py", "test_benchmark_seq2seq.py"):
+    if request.path.name in ("test_benchmark.py", "test_benchmark_engines.py", "test_benchmark_seq2seq.py"):
         from scripts.benchmarks import flops
 
         monkeypatch.setattr(flops, "MATRIX_SIDES", {"cpu": (64, 128), "cuda": (256,)})
+
+
+@pytest.fixture(autouse=True)
+def without_engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave OpenVINO and ONNX Runtime out of the rows of test_benchmark.py, since their conversion takes seconds."""
+    if request.path.name == "test_benchmark.py":
+        from scripts.benchmarks import detr_forward, engines, vit_forward
+
+        for module in (detr_forward, vit_forward):
+            monkeypatch.setattr(module, "engines", lambda *arguments, **options: engines.NO_ENGINES)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
 from common.train import assembly
+from detr.criterion.boxes import to_xyxy
 from scripts import export
 from scripts.exporting import graphs, tokenizer_files, whole_folder
 from scripts.exporting.plan import Dimension, Graph
@@ -269,6 +270,42 @@ def test_files_for_openvino_and_in_int8_are_compared_with_the_model(tmp_path, ca
 
 
 @pytest.mark.slow
+def test_a_vit_that_openvino_resamples_differently_is_exported_for_one_size(tmp_path, capsys):
+    pytest.importorskip("openvino")
+    file = save_checkpoint(tmp_path / "best.pt", "vit")
+    content = torch.load(file, weights_only=True)
+    content["model"]["positions.grid"] *= 10
+    checkpoint.save(file, content)
+    command = (f"checkpoint={file}", "--format", "openvino")
+    assert run(*command) == 1
+    assert "but the limit is 0.01; --size 8x8 exports a graph for images of one size alone;" in capsys.readouterr().out
+    assert run(*command, "--size", "8x8") == 0
+    description = json.loads((tmp_path / "best.export/model.json").read_text())
+    assert description["graphs"]["model"]["inputs"]["images"]["shape"] == ["batch", 1, 8, 8]
+    assert {*description["sizes"]} == {"batch"}
+    assert [row["what"] for row in description["compared"]["rows"]] == ["1 x 1 x 8 x 8"]
+    assert description["compared"]["rows"][0]["difference"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_detector_for_one_size_takes_smaller_images_in_padded_batches(tmp_path, form):
+    file = save_checkpoint(tmp_path / "best.pt", "detr")
+    assert run(f"checkpoint={file}", "--size", "64x96", "--format", form) == 0
+    exported = ExportedModel(tmp_path / "best.export", file)
+    assert exported.description["graphs"]["model"]["inputs"]["images"]["shape"] == ["batch", 3, 64, 96]
+    images, sizes = torch.zeros(5, 3, 64, 96), torch.tensor([[64, 96], [40, 33], [64, 50], [1, 1], [33, 96]])
+    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width, generator=generator("one size", height, width))
+    scores, _, boxes = load_function(exported.folder, "model", form)(images, sizes)
+    with torch.no_grad():
+        expected = exported.model(images, sizes)[-1]
+    probabilities = expected["logits"].softmax(-1)[..., :-1].amax(-1)
+    torch.testing.assert_close(scores, probabilities, **TOLERANCE)
+    torch.testing.assert_close(boxes, to_xyxy(expected["boxes_cxcywh"]), **TOLERANCE)
+
+
+@pytest.mark.slow
 def test_a_graph_that_a_library_cannot_convert_ends_in_one_sentence(tmp_path, capsys, monkeypatch):
     file = save_checkpoint(tmp_path / "best.pt", "cnn")
 
@@ -436,6 +473,7 @@ def test_a_file_of_another_program_is_exported(tmp_path):
 
 def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capsys):
     file = save_checkpoint(tmp_path / "best.pt", "vit")
+    detector, translator = (save_checkpoint(tmp_path / f"{wing}.pt", wing) for wing in ("detr", "seq2seq"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/diary.txt").touch()
     for arguments, expected in {
@@ -446,6 +484,9 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capsys):
         (f"checkpoint={file}", f"--output={tmp_path / 'full'}"): "or a folder with other content; give a new folder",
         (f"checkpoint={file}", f"--output={file}"): "or a folder with other content; give a new folder",
         (f"checkpoint={file}", f"--output={file / 'in'}", "--format=torch"): "cannot be written (Not a directory)",
+        (f"checkpoint={file}", "--size=16x12"): "this classifier's data have 8 x 8 pixels; give --size 8x8, or",
+        (f"checkpoint={detector}", "--size=32x96"): "must have 33 pixels or more; give others.",
+        (f"checkpoint={translator}", "--size=8x8"): "detectors, and the task is Translation; leave --size out.",
     }.items():
         assert run(*arguments) == 2, arguments
         printed = capsys.readouterr()
@@ -456,7 +497,11 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capsys):
         exit_info.value.code == 2
         and "caffe: expected some of torch, onnx, onnx_int8, openvino" in capsys.readouterr().err
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "full"}
+    for size in ("8", "8x", "0x8", "8x8x8", "-8x8"):
+        with pytest.raises(SystemExit):
+            run(f"checkpoint={file}", f"--size={size}")
+        assert f"{size}: expected the height and the width in pixels, such as 224x224" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "detr.pt", "seq2seq.pt", "full"}
 
 
 @pytest.mark.parametrize("operation", [lambda x: x.new_zeros(len(x), 1), lambda x: x if x.shape[0] > 2 else -x])
