@@ -123,8 +123,9 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
 
 
 def _options(setting: Setting, beam: int, tokens: int) -> DecodingOptions:
+    options: DecodingOptions = construct(DecodingOptions, peers.marian_config(tiny=setting.tiny)["task"]["predict"])
     return replace(
-        construct(DecodingOptions, peers.marian_config(tiny=setting.tiny)["task"]["predict"]),
+        options,
         method="greedy" if beam == 1 else "beam",
         beam=beam,
         penalty="average",  # the length penalty of transformers and CTranslate2
@@ -228,7 +229,7 @@ def _compare_probabilities(
     def logits(name: str) -> Tensor:
         model, precision = models[name]
         with autocast(device, precision):
-            outputs = model(on_device["source"], on_device["source_lengths"], on_device["target_in"])
+            outputs: Tensor = model(on_device["source"], on_device["source_lengths"], on_device["target_in"])
         return outputs.float().cpu()
 
     tolerance = 1e-3 if device.type == "cuda" else 1e-4
