@@ -14,11 +14,22 @@ from common.cli import command
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
+# `triptych NAME --help` for each name, forked from a process that has imported torch, which takes most of a start.
+FORKED_HELP = """
+import os, sys
+import torch
+from common.cli import start
+for name in sys.argv[1:]:
+    if not os.fork():
+        sys.argv = ["triptych", name, "--help"]
+        start.triptych()
+    print(f"end of {name}: {os.wait()[1]}", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def triptych(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """A function that runs `triptych` of an installed wheel in a folder and returns stdout and stderr.
+    """A function that runs `triptych` (or `program`) of an installed wheel in a folder and returns stdout and stderr.
 
     The environment sees the packages of this one, but not this clone: a .pth file inside a folder that a .pth file
     names is not read. A foreign package `scripts` lies on the path.
@@ -55,10 +66,10 @@ def triptych(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     (folder / "foreign" / "scripts").mkdir(parents=True)
     (folder / "foreign" / "scripts" / "__init__.py").write_text("raise RuntimeError('the foreign package')\n")
 
-    def run(folder_of_user: Path, *arguments: str, code: int = 0) -> str:
+    def run(folder_of_user: Path, *arguments: str, code: int = 0, program: str = "triptych") -> str:
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder / "foreign"), "OMP_NUM_THREADS": "1"}
         process = subprocess.run(
-            [str(scripts / "triptych"), *arguments], capture_output=True, text=True, cwd=folder_of_user, env=environment
+            [str(scripts / program), *arguments], capture_output=True, text=True, cwd=folder_of_user, env=environment
         )
         output = process.stdout + process.stderr
         assert process.returncode == code, output
@@ -83,8 +94,10 @@ def test_a_wheel_trains_evaluates_predicts_and_exports_from_another_folder(tript
 
 
 def test_every_command_prints_its_help_and_an_unknown_one_names_the_closest(triptych, tmp_path):
-    overview = triptych(tmp_path, "--help")
-    for name in command.commands():
+    overview, names = triptych(tmp_path, "--help"), [*command.commands()]
+    rest = triptych(tmp_path, "-c", FORKED_HELP, *names, program="python")
+    for name in names:
         assert f"\n  {name} " in overview
-        assert name in ("verify-import",) or f"usage: triptych {name} " in triptych(tmp_path, name, "--help")
+        text, end, rest = rest.partition(f"end of {name}: 0\n")
+        assert end and (name in ("verify-import",) or f"usage: triptych {name} " in text), text
     assert "did you mean train?" in triptych(tmp_path, "trian", code=2)

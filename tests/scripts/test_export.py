@@ -43,7 +43,7 @@ SMALL = {
     "vit": [*SMALL_VIT, "model.registers=1"],
     "tnt": [*SMALL_VIT[1:], "model=tnt", "model.inner.width=6"],
     "cnn": ["model=cnn", "model.widths=[8,16,24]"],
-    "swin": ["model=swin", "model.width=16", "model.heads=[2,2]", "model.window=3"],
+    "swin": ["model=swin", "model.width=16", "model.depths=[2,1]", "model.heads=[2,2]", "model.window=3"],
     "detr": [
         *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "model.queries=7"),
         *("model.encoder_layers=1", "model.decoder_layers=2"),
@@ -362,17 +362,27 @@ def test_a_graph_holds_only_aten_operators(export_once, wing):
         ("vit", ["model.positions.resample=bilinear_corners", "model.representation=5", "model.patch_size=4"]),
         ("vit", ["model.patch_size=8"]),  # a grid of one patch, which tracing specialises
         ("swin", ["model.patch_size=2", "model.depths=[1,2,1]", "model.heads=[1,2,4]"]),
-        ("detr", ["model.positions.kind=learned", "model.pre_norm=false", "model.auxiliary=false"]),
-        ("detr", ["model.official_padding=true", "model.backbone.name=resnet18"]),
-        ("detr", ["model.backbone.name=resnet50", "model.backbone.dilation=true"]),
+        ("detr", ["model.official_padding=true", "model.backbone.name=resnet18", "model.pre_norm=false"]),
+        (
+            "detr",
+            [
+                *("model.backbone.name=resnet50", "model.backbone.dilation=true"),
+                *("model.positions.kind=learned", "model.auxiliary=false"),
+            ],
+        ),
         ("deformable", ["model.refine=false", "task.predict.detections_per_image=null", "model.official_padding=true"]),
         ("deformable", ["model.two_stage=true", "model.queries=7"]),
         ("cnn", ["model.norm=batch", "model.block=bottleneck"]),
         ("cnn", ["model.norm=batch", "model.stem=large"]),  # with one position in the last map, of the data's size only
         ("tnt", ["model.pooling=mean", "model.word_stride=3"]),
         ("dino", ["model.two_stage=false", "model.sampling.levels=3"]),
-        ("seq2seq", ["model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"]),
-        ("seq2seq", ["model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"]),
+        (
+            "seq2seq",
+            [
+                *("model.tied=none", "model.output_bias=true", "model.blocks.pre_norm=false"),
+                *("model.positions.layout=halves_t2t", "model.positions.first=2", "model.longest=5"),
+            ],
+        ),
         ("prefix_lm", ["model.prefix=causal", "model.target_positions=continue", "model.blocks.pre_norm=false"]),
     ],
 )

@@ -63,6 +63,7 @@ class ByLoss(Classification):
         self.goal = Goal("loss", higher_is_better=False)
 """
 LINE = ["model=vit", "optimizer.lr=1e-4..1e-2", "model.layers=1..3", "optimizer.name=adamw,adam", "seed=3"]
+SHORT = ["model=vit", "optimizer.lr=1e-4..1e-2", "seed=3"]  # two configs to compose instead of six
 
 
 @pytest.fixture(autouse=True)
@@ -228,9 +229,9 @@ def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.slow
 def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0000": "wait"}')
-    first = start(*LINE, "--study", "s", "--trials", "1")
+    first = start(*SHORT, "--study", "s", "--trials", "1")
     wait_for(Path("s/trial_0000/waits").exists)
-    assert search.main([*LINE, "--study", "s", "--trials", "1"]) == 2
+    assert search.main([*SHORT, "--study", "s", "--trials", "1"]) == 2
     assert capsys.readouterr().err.startswith(f"s is in use by process {first.pid}")
     Path("leave").touch()
     assert first.wait(30) == 0
@@ -239,7 +240,7 @@ def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 def test_ctrl_c_saves_the_trial_once_and_the_printed_command_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0001": "wait"}')
-    first = start(*LINE, "--study", "s", "--trials", "3")
+    first = start(*SHORT, "--study", "s", "--trials", "3")
     wait_for(Path("s/trial_0001/waits").exists)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does
     _, err = first.communicate(timeout=30)
@@ -251,14 +252,14 @@ def test_ctrl_c_saves_the_trial_once_and_the_printed_command_resumes(capsys: pyt
     assert search.main(again) == 0
     assert re.findall(r"^trial_\d+", capsys.readouterr().out, re.MULTILINE) == ["trial_0001", "trial_0002"]
     Path("plan.json").unlink()
-    assert search.main([*LINE, "--study", "unbroken", "--trials", "3"]) == 0  # without an interruption
+    assert search.main([*SHORT, "--study", "unbroken", "--trials", "3"]) == 0  # without an interruption
     assert trial_values("unbroken") == trial_values("s"), "both searches try the same values"
 
 
 @pytest.mark.slow
 def test_a_resumed_search_waits_for_the_run_that_a_killed_one_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0000": "wait"}')
-    first = start(*LINE, "--study", "s", "--trials", "2")
+    first = start(*SHORT, "--study", "s", "--trials", "2")
     wait_for(Path("s/trial_0000/waits").exists)
     first.kill()
     first.wait()
@@ -269,7 +270,7 @@ def test_a_resumed_search_waits_for_the_run_that_a_killed_one_left_behind(capsys
 
     watcher = threading.Thread(target=leave)
     watcher.start()
-    assert search.main([*LINE, "--study", "s", "--trials", "2"]) == 0
+    assert search.main([*SHORT, "--study", "s", "--trials", "2"]) == 0
     watcher.join()
     out = capsys.readouterr().out
     assert "waiting for its end" in out and "2 trials, 0 of them failed" in out
@@ -306,14 +307,15 @@ def test_the_database_is_in_the_folder_of_the_search_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    plan = search.plan(LINE)  # composes six configs
     for name in ("s%41", "a b", "größer", "100%"):
         Path(name).mkdir()
-        search._open_study(Path(name), search.plan(LINE), 0)
-        search._open_study(tmp_path / name, search.plan(LINE), 0)
+        search._open_study(Path(name), plan, 0)
+        search._open_study(tmp_path / name, plan, 0)
         assert [file.name for file in Path(name).iterdir()] == ["study.db"]
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
     with pytest.raises(UserError, match="Optuna accepts no folder with"):
-        search._open_study(Path("caf\udce9"), search.plan(LINE), 0)
+        search._open_study(Path("caf\udce9"), plan, 0)
 
 
 def test_several_paths_are_a_choice() -> None:

@@ -11,7 +11,7 @@ import torch
 from nursery import run
 
 from common.files import checkpoint
-from scripts.verify_resume import compare, unequal_paths
+from scripts.verify_resume import compare, main, unequal_paths
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "trainer.log_every=2", "schedule.warmup=1"]
@@ -35,16 +35,21 @@ def test_one_command_proves_a_config(tmp_path: Path) -> None:
     assert log.count("weights   ") >= 5, "it really started five times"
 
 
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+def test_a_mistake_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "caf\udce9" / "whole").mkdir(parents=True)
+    code, output = verify("model=vit", "--folder", f"{tmp_path}/caf\udce9")
+    assert code == 2 and "caf\\udce9 holds runs already" in output and "Traceback" not in output, output
     for arguments, sentence in (
-        (["model=vit", "--folder", f"{tmp_path}/caf\udce9"], "caf\\udce9 holds runs already"),
         (["model=vit", "run_dir=x"], "run_dir= is set by this script"),
         (["model=vit", "model.widht=3"], "did you mean model.width?"),
         (["model=detr_r50", "--steps", "0", "data.root=x"], "needs a config with trainer.steps"),
     ):
-        code, output = verify(*arguments)
-        assert code == 2 and sentence in output and "Traceback" not in output, output
+        monkeypatch.setattr(sys, "argv", ["scripts/verify_resume.py", *arguments])
+        assert main() == 2  # in this process, which has imported torch
+        output = capsys.readouterr().err
+        assert sentence in output and output.count("\n") == 1, output
 
 
 def test_every_kind_of_difference_between_two_runs_is_reported(tmp_path: Path) -> None:
