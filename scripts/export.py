@@ -10,11 +10,14 @@ of torch.export (.pt2) and as ONNX (.onnx), or in the formats that --format list
 and onnx_int8 (ONNX with linear maps in int8). Other graphs compute in fp32, but OpenVINO takes bf16 on CPUs that have
 it, unless INFERENCE_PRECISION_HINT is f32. They accept any batch size, image size and sentence length within the limits
 that model.json states. With --size HxW, the graph of a classifier of images or of a detector accepts only images of H
-by W pixels; for a classifier, this is the size of its data. Using the files does not require Triptych.
+by W pixels; for a classifier, this is the size of its data. Using the files does not require Triptych. A translator
+with post-norm blocks can also be written for CTranslate2, which searches itself: ctranslate2 (in fp32) and
+ctranslate2_int8 are folders.
 
 Each graph is read back from its file, and its outputs are compared with the model's, for input shapes that were not
-used in tracing, and its time is measured. If outputs differ by more than 1e-4 (OpenVINO: 0.01, int8: 0.1), nothing is
-written. The exit code is 0, or 1 if outputs differ, or 2 if nothing can be exported.
+used in tracing, and its time is measured. For CTranslate2, the outputs are log probabilities of given translations. If
+outputs differ by more than 1e-4 (OpenVINO: 0.01, int8: 0.1), nothing is written. The exit code is 0, or 1 if outputs
+differ, or 2 if nothing can be exported.
 """
 
 import argparse
@@ -42,6 +45,7 @@ from detr.tasks.cnn_detection import CnnDetection
 from detr.tasks.detection import Detection
 from scripts.exporting import (
     classification,
+    ctranslate2_folder,
     detection,
     graphs,
     image_modelling,
@@ -50,7 +54,6 @@ from scripts.exporting import (
     translators,
     whole_folder,
 )
-from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Comparison, GraphFunction, Plan
 from scripts.exporting.timing import ROUNDS, timing_rows
 from seq2seq.tasks.language_modelling import LanguageModelling
@@ -66,7 +69,15 @@ from vit.tasks.image_modelling import ImageModelling
 # Approximating GELU by tanh, or resampling position embeddings by another method, gives more than 1e-4. OpenVINO does
 # the latter. int8 rounds weights and activations.
 TOLERANCE = 1e-4
-LIMITS = {"tokenizer": TOLERANCE, "torch": TOLERANCE, "onnx": TOLERANCE, "openvino": 0.01, "onnx_int8": 0.1}
+LIMITS = {
+    **{"tokenizer": TOLERANCE, "torch": TOLERANCE, "onnx": TOLERANCE, "openvino": 0.01, "onnx_int8": 0.1},
+    **{"ctranslate2": TOLERANCE, "ctranslate2_int8": 0.1},
+}
+Format = graphs.Format | ctranslate2_folder.Format
+PACKAGES: dict[Format, tuple[str, ...]] = {  # needed for the export, besides torch
+    **graphs.PACKAGES,
+    **dict.fromkeys(ctranslate2_folder.COMPUTE_TYPES, ("ctranslate2",)),
+}
 PLANNERS: dict[type, Callable[..., Plan]] = {
     Detection: detection.plan,
     Classification: classification.plan,
@@ -100,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(parts.weights_line)
         with creating(output), whole_folder.atomic_folder(output) as folder:
             export(parts, folder, options.format, checkpoint.name, options.size)
-            files = sorted(folder.iterdir())
-            summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            summary = ", ".join(f"{file.relative_to(folder)} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
         # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
         print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)
@@ -117,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(
     parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str, size: tuple[int, int] | None = None
 ) -> None:
-    """Write a model's graphs, the tokenizer files of a model of text, and model.json into `folder`.
+    """Write a model's graphs and folders, the tokenizer files of a model of text, and model.json into `folder`.
 
     `checkpoint` is the name of the checkpoint's file, for model.json. `size` is the only (height, width) of images that
     the graph accepts, or None. Prints a table of the differences between the files' outputs and the model's, and one of
@@ -127,16 +138,10 @@ def export(
     plan = make_plan(parts, size)
     for note in plan.notes:
         print(f"note      {note}")
-    programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
     comparisons: list[tuple[str, Comparison]] = [("tokenizer", comparison) for comparison in plan.comparisons]
-    contenders: dict[str, dict[str, GraphFunction]] = {"model": {graph.name: graph.module for graph in plan.graphs}}
-    for form in formats:
-        functions = contenders[form] = {}
-        for graph in plan.graphs:
-            path = folder / f"{graph.name}{graphs.ENDINGS[form]}"
-            graphs.write(programs[graph.name], graph, path, form)
-            functions[graph.name] = graphs.read(path, graph, form)
-        comparisons += [(form, comparison) for comparison in plan.compare(functions)]
+    engines, compared = _write_folders(parts, folder, formats)
+    contenders, graph_comparisons = _write_graphs(plan, folder, [form for form in formats if form in graphs.ENDINGS])
+    comparisons += [*compared, *graph_comparisons]
     cells = [[name, row.inputs, row.output, f"{row.difference:.2g}"] for name, row in comparisons]
     print(table("largest differences from the model", [["file", "shape", "output", "difference"], *cells]))
     for name, row in comparisons:
@@ -145,15 +150,54 @@ def export(
                 f"{row.output} of {name} differ by {row.difference:.2g}, but the limit is {LIMITS[name]:g}"
                 f"{_size_hint(plan)}"
             )
-    print(table(f"milliseconds, medians of {ROUNDS} rounds in turn", timing_rows(plan.graphs, contenders)))
+    if len(contenders) > 1:
+        print(table(f"milliseconds, medians of {ROUNDS} rounds in turn", timing_rows(plan.graphs, contenders)))
+    for form, engine in engines.items():
+        pairs = ctranslate2_folder.searches(parts.model, parts.task.options, engine)
+        print(table(f"{form}, milliseconds, medians of {ROUNDS} rounds", ctranslate2_folder.timing_rows(pairs)))
     content = description(plan, formats, comparisons) | {
         "checkpoint": checkpoint,
         "weights": parts.weights_line.partition("\n")[0].partition(": ")[2],
     }
+    if engines:
+        content["ctranslate2"] = ctranslate2_folder.description(engines)
     content["files"] = sorted({*(file.name for file in folder.iterdir()), *plan.files, whole_folder.DESCRIPTION_FILE})
     texts = {**plan.files, whole_folder.DESCRIPTION_FILE: json.dumps(content, indent=2, ensure_ascii=False)}
     for name, text in texts.items():
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def _write_folders(
+    parts: Components, folder: Path, formats: Sequence[Format]
+) -> tuple[dict[ctranslate2_folder.Format, ctranslate2_folder.Contender], list[tuple[str, Comparison]]]:
+    """Write the model for CTranslate2; returns it as read back in each format, and comparisons with the model."""
+    engines, comparisons = {}, []
+    for form in ctranslate2_folder.COMPUTE_TYPES:
+        if form in formats:
+            engines[form] = engine = ctranslate2_folder.write(parts.model, parts.task, folder / form, form)
+            comparisons += [(form, row) for row in ctranslate2_folder.compare(parts.model, engine)]
+    return engines, comparisons
+
+
+def _write_graphs(
+    plan: Plan, folder: Path, formats: Sequence[Any]
+) -> tuple[dict[str, dict[str, GraphFunction]], list[tuple[str, Comparison]]]:
+    """Write all graphs in each format.
+
+    Returns the graphs as functions, those of the model under "model" and those read back under their formats, and the
+    comparisons of the latter with the model.
+    """
+    contenders: dict[str, dict[str, GraphFunction]] = {"model": {graph.name: graph.module for graph in plan.graphs}}
+    comparisons: list[tuple[str, Comparison]] = []
+    programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs} if formats else {}
+    for form in formats:
+        functions = contenders[form] = {}
+        for graph in plan.graphs:
+            path = folder / f"{graph.name}{graphs.ENDINGS[form]}"
+            graphs.write(programs[graph.name], graph, path, form)
+            functions[graph.name] = graphs.read(path, graph, form)
+        comparisons += [(form, comparison) for comparison in plan.compare(functions)]
+    return contenders, comparisons
 
 
 def make_plan(parts: Components, size: tuple[int, int] | None = None) -> Plan:
@@ -187,17 +231,18 @@ def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tup
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     if plan.notes:
         content["notes"] = list(plan.notes)
+    graph_formats = [form for form in graphs.ENDINGS if form in formats]
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {
         graph.name: {
-            "files": {form: f"{graph.name}{graphs.ENDINGS[form]}" for form in formats},
+            "files": {form: f"{graph.name}{graphs.ENDINGS[form]}" for form in graph_formats},
             "inputs": {
                 name: {"type": str(tensor.dtype).removeprefix("torch."), "shape": graph.shapes[name]}
                 for name, tensor in graph.inputs.items()
             },
             "outputs": graph.outputs,
         }
-        for graph in plan.graphs
+        for graph in (plan.graphs if graph_formats else ())
     }
     content["compared"] = {
         "rows": [
@@ -211,7 +256,7 @@ def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tup
             for name, row in comparisons
         ],
     }
-    packages = dict.fromkeys(["torch", *(package for form in formats for package in graphs.PACKAGES[form])])
+    packages = dict.fromkeys(["torch", *(package for form in formats for package in PACKAGES[form])])
     content["versions"] = {package: metadata.version(package) for package in packages}
     return content
 
@@ -219,18 +264,19 @@ def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tup
 def _require_packages(formats: Sequence[Format]) -> None:
     """Raise UserError if a package that a requested format needs is missing."""
     for form in formats:
-        if missing := next((name for name in graphs.PACKAGES[form] if not util.find_spec(name)), None):
+        if missing := next((name for name in PACKAGES[form] if not util.find_spec(name)), None):
             extras = "export,openvino" if missing == "openvino" else "export"
+            source = missing if missing == "ctranslate2" else f'"triptych[{extras}]"'
             raise UserError(
-                f'--format {form} needs {missing}, which is not installed: pip install "triptych[{extras}]", or give '
+                f"--format {form} needs {missing}, which is not installed: pip install {source}, or give "
                 "--format torch."
             )
 
 
 def _formats(text: str) -> list[Format]:
-    formats: list[Format] = [form for form in graphs.ENDINGS if form in text.split(",")]
+    formats: list[Format] = [form for form in PACKAGES if form in text.split(",")]
     if len(formats) != len(text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(graphs.ENDINGS)}, separated by commas")
+        raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(PACKAGES)}, separated by commas")
     return formats
 
 
@@ -265,7 +311,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--format",
         type=_formats,
         default="torch,onnx",
-        help=f"some of {', '.join(graphs.ENDINGS)} (default: torch,onnx)",
+        help=f"some of {', '.join(PACKAGES)} (default: torch,onnx)",
     )
     parser.add_argument(
         "--size",

@@ -41,18 +41,20 @@ def beam_search(
     while True:
         n, width = tokens.shape[2] + 1, tokens.shape[1]  # n: length of a hypothesis after this step; width: W
         at_limit = limits[live] == n
-        logits, normaliser = next_logits(model, state, latest)
+        logits, log_probabilities = next_logits(model, state, latest)
         must_end = at_limit & (options.at_limit == "end")
         forbid_tokens(logits, special.never, special.end, must_end.repeat_interleave(width))
-        totals, parents, new = _continuations(logits, normaliser, totals, 2 * beam)
+        totals, parents, new = _continuations(logits, log_probabilities, totals, 2 * beam)
         finished = (new == special.end) | at_limit[:, None]
         for group, rank in (finished & (totals > -math.inf))[:, :beam].nonzero().tolist():
             answer = [*tokens[group, parents[group, rank]].tolist(), int(new[group, rank])]
-            pools[live[group]].append(hypothesis(answer, float(totals[group, rank]), options, special))
+            pool = pools[int(live[group])]
+            pool.append(hypothesis(answer, float(totals[group, rank]), options, special))
+            pool.sort(key=lambda hypothesis: -hypothesis.score)  # stable: of equal scores, the earlier first
+            del pool[beam:]
         totals, ranks = totals.masked_fill(finished, -math.inf).topk(min(beam, totals.shape[1]))  # (G, W)
         complete = []
         for sentence, best, limit in zip(live.tolist(), totals[:, 0].tolist(), limits[live].tolist(), strict=True):
-            pools[sentence] = sorted(pools[sentence], key=lambda hypothesis: -hypothesis.score)[:beam]
             complete.append(_is_complete(pools[sentence], best, n, limit, options))
         if all(complete):
             assert all(pools), "no token has any probability"
@@ -76,17 +78,20 @@ def hypothesis(tokens: list[int], total: float, options: DecodingOptions, specia
     return Hypothesis(tokens[:-1] if ended else tokens, total / options.divisor(len(tokens)), total, ended)
 
 
-def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _continuations(
+    logits: Tensor, log_probabilities: Tensor, totals: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The K best continuations of each sentence, best first; K is at most `count`.
 
     G is the number of sentences, W the number of hypotheses of each sentence, and V the size of the vocabulary. Takes
-    logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities `totals` (G, W). Returns three
-    tensors (G, K) on the CPU: the log probability of each continuation, the index (0 to W - 1) of the hypothesis that
-    it continues, and its new token. Only the `count` likeliest tokens of each hypothesis are considered, not all V.
+    logits (G * W, V), which are minus infinity for forbidden tokens, log probabilities (G * W, V) of all tokens, and
+    the hypotheses' log probabilities `totals` (G, W). Returns three tensors (G, K) on the CPU: the log probability of
+    each continuation, the index (0 to W - 1) of the hypothesis that it continues, and its new token. Only the `count`
+    likeliest tokens of each hypothesis are considered, not all V.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
-    log_probabilities = refuse_nan((likeliest - normaliser).cpu().double())
-    sums = (totals.flatten()[:, None] + log_probabilities).view(len(totals), -1)  # (G, W * k)
+    chosen = log_probabilities.gather(1, tokens).masked_fill_(likeliest == -math.inf, -math.inf)
+    sums = (totals.flatten()[:, None] + refuse_nan(chosen.cpu().double())).view(len(totals), -1)  # (G, W * k)
     best, columns = sums.topk(min(count, sums.shape[1]))
     return best, columns // tokens.shape[1], tokens.cpu().view(len(totals), -1).gather(1, columns)
 

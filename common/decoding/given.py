@@ -32,9 +32,9 @@ def score(
         for n in range(int(counts.max())):
             state, remaining = remove_finished(model, state, counts[live] > n, source.device)
             live, latest = live[remaining], latest[remaining.to(latest.device)]
-            logits, normaliser = next_logits(model, state, latest)
+            _, log_probabilities = next_logits(model, state, latest)
             latest = tokens[live.to(tokens.device), n]
-            log_probabilities = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
-            totals[live] += refuse_nan(log_probabilities.cpu().double())[:, 0]
+            chosen = log_probabilities.gather(1, latest[:, None])  # (R, 1)
+            totals[live] += refuse_nan(chosen.cpu().double())[:, 0]
         scores |= zip(rows, zip(totals.tolist(), counts.tolist(), strict=True), strict=True)
     return [scores[row] for row in range(len(source))]

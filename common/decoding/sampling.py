@@ -54,11 +54,14 @@ def greedy_or_sample(
     while len(live):
         n = tokens.shape[1] + 1  # tokens of each hypothesis after this step
         at_limit = limits[live] == n
-        logits, normaliser = next_logits(model, state, latest)
+        logits, log_probabilities = next_logits(model, state, latest)
         forbid_tokens(logits, special.never, special.end, at_limit & (options.at_limit == "end"))
-        new = logits.argmax(-1) if uniforms is None else sample_tokens(logits, uniforms[live, n - 1], options)  # (R,)
-        log_probabilities = logits.gather(1, new[:, None]) - normaliser  # (R, 1)
-        totals = totals + refuse_nan(log_probabilities.cpu().double())[:, 0]
+        if uniforms is None:
+            new = logits.max(-1).indices  # (R,); the first of equal logits, as of `argmax`, in half its time on a CPU
+        else:
+            new = sample_tokens(logits, uniforms[live, n - 1], options)
+        chosen = log_probabilities.gather(1, new[:, None])  # (R, 1)
+        totals = totals + refuse_nan(chosen.cpu().double())[:, 0]
         tokens = torch.cat([tokens, new.cpu()[:, None]], 1)
         if on_tokens is not None:
             on_tokens(live, tokens[:, -1])

@@ -22,6 +22,9 @@ MAX_FP32_INFERENCE_PAIRS = 2**18
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
 # 64 MiB; with gradients, a call takes three times as much memory.
 MAX_MATERIALISED_WEIGHTS = 2**24
+# In inference on the CPU, `_fused_attention` is faster for at most this many queries, as in decoding: it takes the part
+# of a cache's buffer that is in use, and queries and outputs in the layout of the projections, without copies.
+MAX_FUSED_QUERIES = 8
 
 
 class Attention(nn.Module):
@@ -162,7 +165,7 @@ class Cache:
         """All keys and values, (B, h, M, D) each."""
         assert self.buffers is not None, "the cache is empty"
         keys, values = self.buffers
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (B, h, N, D); returns all keys and values in the cache, (B, h, M, D) each."""
@@ -176,7 +179,9 @@ class Cache:
         if self.length > keys.shape[2]:
             keys, values = (F.pad(x[:, :, :start], (0, 0, 0, 2 * self.length - start)) for x in (keys, values))
             self.buffers = keys, values
-        keys[:, :, start : self.length], values[:, :, start : self.length] = k, v
+        # `narrow` is one operation, where an index of three slices is three.
+        keys.narrow(2, start, k.shape[2]).copy_(k)
+        values.narrow(2, start, v.shape[2]).copy_(v)
         return self.content()
 
     def select(self, rows: Tensor) -> None:
@@ -210,9 +215,10 @@ def materialised_attention(
 
     (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU, this function is faster than
     `_fused_attention`: in bf16, by a factor of two to three without gradients and of four to seven with gradients; in
-    fp32, by up to a third (Zen 5, torch 2.15). fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs is an
-    exception. For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them in fp32.
-    The error of the output is then 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    fp32, by up to a third (Zen 5, torch 2.15). Inference with at most `MAX_FUSED_QUERIES` queries, and fp32 inference
+    with more than `MAX_FP32_INFERENCE_PAIRS` pairs, are exceptions. For bf16 inputs, this function computes scores in
+    bf16, while `_fused_attention` computes them in fp32. The error of the output is then 0.4 % (1 to 2 % for scores
+    above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -242,13 +248,15 @@ def _fused_attention(
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
     """Whether to use `materialised_attention` instead of `_fused_attention`.
 
-    `materialised_attention` is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with three
-    exceptions: exported graphs, fp16, and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and
-    a key.
+    `materialised_attention` is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with four
+    exceptions: exported graphs, fp16, inference with at most `MAX_FUSED_QUERIES` queries, and fp32 inference with more
+    than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and a key.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
     if q.dtype == torch.float16:  # scores may overflow in fp16; `_fused_attention` computes them in fp32
+        return False
+    if q.shape[2] <= MAX_FUSED_QUERIES and not q.requires_grad:
         return False
     pairs = q.shape[2] * k.shape[2]
     if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
@@ -301,6 +309,15 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
         return may_look
     triangle = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return triangle if may_look is None else triangle & may_look
+
+
+def additive_mask(may_look: Tensor, dtype: torch.dtype) -> Tensor:
+    """`may_look` as a bias of `dtype`, 0 or the lowest finite number, for several attentions with the same mask.
+
+    Every query must be permitted to look at a key. `Attention` would make the bias from `may_look` in each call, and
+    check for queries without keys.
+    """
+    return _masked_bias(torch.zeros(may_look.shape, dtype=dtype, device=may_look.device), may_look)
 
 
 @contextmanager

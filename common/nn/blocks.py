@@ -93,6 +93,7 @@ class Memory(NamedTuple):
     keys: Tensor | None  # (B, M, C)
     values: Tensor | None  # (B, M, C)
     may_look: Tensor | None = None  # boolean, broadcastable to (B, heads, N, M); see `Attention.forward`
+    bias: Tensor | None = None  # float, broadcastable likewise
 
 
 class BlockCache(NamedTuple):
@@ -166,6 +167,8 @@ class Block(nn.Module):
             assert self.cross_attention is not None and memory is not None
             source = {"cache": cache.memory} if cache and cache.memory else {"k": memory.keys, "v": memory.values}
             extra = {"guide": guide} if self.takes_guide[1] else {}
+            if memory.bias is not None:
+                extra["bias"] = memory.bias
             y: Tensor = self.cross_attention(q=_add(x, positions), may_look=memory.may_look, **source, **extra)
             return y
 

@@ -81,9 +81,9 @@ def unsupported() -> str | None:
 class Int8Linear(nn.Module):
     """A linear map whose input is quantised by `source` and whose output is quantised by `target`.
 
-    If `target` is None, the output has the type in which autocast computes products, or fp32 without autocast. `post`
-    names an activation that the operator applies to the output (see `post_operation`). If `residual` is not None, it is
-    added to the output, which then has its type (see `Int8Residual`).
+    If `target` is None, the output has the type `dtype`; None means the type in which autocast computes products, or
+    fp32 without autocast. `post` names an activation that the operator applies to the output (see `post_operation`). If
+    `residual` is not None, it is added to the output, which then has its type (see `Int8Residual`).
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class Int8Linear(nn.Module):
         source: Quantisation,
         *,
         target: Quantisation | None = None,
+        dtype: torch.dtype | None = None,
         post: Post = _NO_POST,
     ):
         super().__init__()
-        self.source, self.target, self.post = source, target, post
+        self.source, self.target, self.dtype, self.post = source, target, dtype, post
         self.residual: Tensor | None = None
         zero_points = torch.zeros(len(scales), dtype=torch.int64)
         bias = None if bias is None else bias.detach().float()
@@ -115,7 +116,7 @@ class Int8Linear(nn.Module):
         if self.residual is not None:
             return self._add(integers, self.residual.contiguous())
         scale, zero_point = self.target or (1.0, 0)
-        dtype = compute_dtype(x.device) if self.target is None else torch.uint8
+        dtype = (self.dtype or compute_dtype(x.device)) if self.target is None else torch.uint8
         y: Tensor = _ONEDNN.qlinear_pointwise(
             integers, *self.source, *self.constants, scale, zero_point, dtype, *self.post
         )

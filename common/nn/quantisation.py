@@ -110,6 +110,8 @@ def _quantise_part(model: nn.Module, part: nn.Module, name: str, ranges: Ranges)
         if ranges.keys() >= {*input_names(linear, path)}
     }
     options: dict[str, dict[str, Any]] = {path: {} for path in linears}
+    if isinstance(part, Linear | Tied):  # an output, whose logits would be converted to fp32 next
+        options[name] = {"dtype": torch.float32}
     expand, contract = f"{name}.expand", f"{name}.contract"
     if isinstance(part, FeedForward) and linears.keys() >= {expand, contract}:
         if post := int8.post_operation(part.activation):

@@ -51,6 +51,12 @@ def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], li
     return files, metadata, comparisons
 
 
+def library_vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
+    """The entries of one of our tokenizers and their ids, as the library's file names them."""
+    vocabulary: dict[str, int] = tokenizers.Tokenizer.from_str(library_json(tokenizer)).get_vocab()
+    return vocabulary
+
+
 def library_json(tokenizer: Tokenizer) -> str:
     """Convert one of our tokenizers to the library's JSON.
 

@@ -45,7 +45,10 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        for file in draft.iterdir():
+        for file in draft.rglob("*"):
+            if file.is_dir():
+                sync_folder(file)
+                continue
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
         sync_folder(draft)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.blocks import BlockOptions, Memory, Stack
+from common.nn.attention import additive_mask
+from common.nn.blocks import BlockOptions, Context, Memory, Stack
 from common.nn.dropout import Dropout
 from common.nn.embedding import TokenEmbedding
 from common.nn.linear import Linear, Tied
@@ -53,6 +54,22 @@ class State(Hypotheses):
     """The state of decoding; the keys and values of the encoder's output are stored once for each sentence."""
 
     real: Tensor  # (B, 1, 1, S) boolean: which source tokens are not padding
+    real_bias: Tensor | None = None  # `real` as an additive mask, if it was needed
+
+    def memory(self) -> Memory:
+        """The memory whose keys and values the caches hold, with its mask."""
+        if not _takes_bias(self.real):
+            return Memory(None, None, self.real)
+        if self.real_bias is None:
+            self.real_bias = additive_mask(self.real, self.dtype)
+        return Memory(None, None, bias=self.real_bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the keys and values, in which attention adds its masks."""
+        memory = self.caches[0].memory
+        assert memory is not None
+        return memory.content()[0].dtype
 
 
 class Transformer(nn.Module):
@@ -170,15 +187,18 @@ class Transformer(nn.Module):
             x = self._embed(tokens, self.embedding)  # (B, N, C)
         else:
             x = self._embed(tokens.flatten()[:, None], self.embedding, start).view(*tokens.shape, -1)  # (B, W, C)
-        memory = Memory(None, None, state.real)
-        x = self.decoder(x, may_look=may_look, causal=is_prompt, memory=memory, caches=state.caches)
+        bias = None
+        if may_look is not None and not is_prompt and _takes_bias(may_look):
+            may_look, bias = None, additive_mask(may_look, state.dtype)
+        context: Context = {"may_look": may_look, "bias": bias, "causal": is_prompt, "memory": state.memory()}
+        x = self.decoder(x, caches=state.caches, **context)
         return self._logits(x[:, -1] if is_prompt else x.flatten(0, 1))  # (B * W, V)
 
     def reorder(self, state: State, rows: Tensor) -> State:
         """Select hypotheses by their indices `rows` (B' * W',) in 0 .. B * W - 1; see common.decoding.contract."""
         sentences = state.select(rows)
         if sentences is not None:
-            state.real = state.real[sentences]
+            state.real, state.real_bias = state.real[sentences], None
         return state
 
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +222,19 @@ class Transformer(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         """The decoder's output (..., C) -> logits (..., V)."""
         logits: Tensor = self.output(x)
-        return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
+        if self.output_bias is None:
+            return logits
+        bias = self.output_bias.to(logits.dtype)
+        return logits + bias if torch.is_grad_enabled() or torch.compiler.is_compiling() else logits.add_(bias)
+
+
+def _takes_bias(may_look: Tensor) -> bool:
+    """Whether decoding passes this mask to all blocks as a bias.
+
+    On the CPU, each attention would otherwise make its own bias. In decoding, each token may look at itself and at its
+    source, so that no query is without keys.
+    """
+    return may_look.is_cpu and not torch.compiler.is_exporting()
 
 
 def initialise(model: nn.Module, width: int) -> None:

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.machine.seeds import generator
 from common.nn import attention
-from common.nn.attention import Attention, Cache, attention_probabilities, record_attention
+from common.nn.attention import Attention, Cache, additive_mask, attention_probabilities, record_attention
 
 BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
@@ -19,6 +19,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Both implementations on the CPU, which are chosen by size."""
     if request.param == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
+    else:
+        monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 0)
 
 
 def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
@@ -168,6 +170,27 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(ours.eval()(q=x, k=x, v=x), expected)
     torch.manual_seed(0)
     assert not torch.allclose(ours.train()(q=x, k=x, v=x), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["padding", "each head"])
+def test_a_mask_as_a_bias_for_several_attentions_is_the_mask(mask: str) -> None:
+    """Each query may look at a key."""
+    ours, _ = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    may_look = masks(mask, QUERIES, KEYS)
+    assert may_look is not None
+    bias = additive_mask(may_look, torch.float64)
+    torch.testing.assert_close(ours(q=q, k=k, v=v, bias=bias), ours(q=q, k=k, v=v, may_look=may_look), **EXACT)
+
+
+def test_few_queries_are_fused_in_inference_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 2**24)
+    monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 4)
+    ours, _ = ours_and_pytorchs()
+    few, many = (torch.zeros(2, HEADS, count, 3) for count in (4, 5))
+    assert not ours.is_materialised(few, many) and ours.is_materialised(many, few)
+    assert ours.is_materialised(few.requires_grad_(), many)
 
 
 def test_the_order_of_keys_changes_nothing() -> None:

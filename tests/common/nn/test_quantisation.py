@@ -164,6 +164,15 @@ def test_maps_outside_attentions_feed_forwards_and_backbones_stay_in_floats() ->
     assert not [name for name in floats if name.startswith(("backbone.", "encoder."))]
 
 
+def test_quantised_logits_of_a_translator_are_not_rounded_to_bf16() -> None:
+    model, inputs = text_model("seq2seq")()
+    with observing(model) as ranges:
+        outputs(model, inputs)
+    quantise(model, ranges)
+    with torch.inference_mode(), devices.autocast(CPU, "bf16"):
+        assert model(*inputs).dtype == torch.float32
+
+
 def test_maps_without_a_range_stay_in_floats() -> None:
     model, inputs = classifier()
     expected = outputs(perturbed(model), inputs)
