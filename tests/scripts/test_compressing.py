@@ -21,7 +21,7 @@ from common.nn import int8 as int8_kernels
 from common.train import assembly
 from common.train.sparsity import prunable_weights
 from scripts import compress, export
-from scripts.compressing import low_rank, pruning, report
+from scripts.compressing import finetuning, low_rank, pruning, report
 from scripts.compressing.measuring import Measure
 from scripts.compressing.options import read_options
 
@@ -338,11 +338,21 @@ def test_a_model_without_attention_has_no_heads_to_remove(tmp_path: Path, capsys
         assert f"{key}=0.5: ResNet has no {parts} that can be removed; leave it out." in capsys.readouterr().err
 
 
-def test_a_detector_does_not_learn_from_a_teacher(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
-    keys = ["rank=3", "finetune=2", "distil=soft", f"output={tmp_path / 'out'}"]
-    run(f"checkpoint={saved('detr')}", *keys, code=2)
-    assert "Detection does not learn from a teacher's outputs; leave it out." in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+def test_a_compressed_detector_learns_from_the_dense_one(saved: Callable[..., Path], tmp_path: Path) -> None:
+    keys = ["rank=3", "finetune=2", "distil=soft", "task.distillation.threshold=0.1", "trainer.log_every=1"]
+    run(f"checkpoint={saved('detr')}", *keys, f"output={tmp_path / 'out'}", "data.batch_size=4")
+    lines = (tmp_path / "out/finetune/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["train/teacher"] > 0
+    distillation = checkpoint.load(tmp_path / "out/finetune/checkpoints/best.pt")["config"]["task"]["distillation"]
+    assert distillation["teacher"] == str(saved("detr")) and distillation["kind"] == "soft"
+
+
+def test_a_lane_detector_does_not_learn_from_a_teacher(tmp_path: Path) -> None:
+    config = configure("train", ["model=lanes", *CPU])
+    options = read_options([f"checkpoint={tmp_path}", "rank=3", "finetune=2", "distil=soft"], False)
+    with pytest.raises(UserError, match=r"LaneShapes does not learn from a teacher's outputs; leave it out\.$"):
+        finetuning.refuse_mistakes(options, config)
 
 
 def test_an_earlier_result_is_not_overwritten(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
