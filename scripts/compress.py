@@ -4,6 +4,7 @@ FILE is any checkpoint that evaluate.py accepts. The keys are applied in this or
 
     prune.heads=F      remove this fraction of all attention heads, those without which the loss on val is lowest
     prune.neurons=F    remove this fraction of the feed-forwards' hidden neurons, ranked by squared gradients on val
+    prune.ranking=loss  rank neurons by the loss measured without groups of 8, a forward pass over the samples each
     rank=R             factorise the linear maps of blocks: an integer is the rank of all maps, a fraction below 1 the
                        part of the squared singular values, weighted by the inputs on val, that each map keeps
     prune.magnitude=F  set the smallest weights of blocks to zero: this fraction of all, at most 95 % of each matrix
@@ -137,7 +138,7 @@ def apply(parts: Components, options: Options, config: dict[str, Any], rows: lis
         sizes["heads"] |= remove_heads(parts.model, measure, options.heads)
         rows.append(_row(f"heads {options.heads:.0%} fewer", parts))
     if options.neurons is not None:
-        sizes["neurons"] |= remove_neurons(parts.model, measure, options.neurons)
+        sizes["neurons"] |= remove_neurons(parts.model, measure, options.neurons, options.ranking == "loss")
         rows.append(_row(f"neurons {options.neurons:.0%} fewer", parts))
     if options.rank is not None:
         sizes["ranks"] |= reduce_rank(parts.model, measure, options.rank)

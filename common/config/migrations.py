@@ -52,6 +52,8 @@ ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     ),
 }
 
+NO_DETECTION_TEACHER = {"teacher": None, "kind": "soft", "weight": 0.5, "temperature": 1.0, "threshold": 0.5}
+
 # Keys that were added to one class: present path of the class -> added keys (nested ones with dots) and values.
 ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     # since f6968e9
@@ -68,7 +70,9 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.panoptic_threshold": 0.85,
         # after 38cfbe8
         "predict.panoptic_rule": "detr",  # the only rule there was
+        "distillation": NO_DETECTION_TEACHER,
     },
+    "detr.tasks.denoising.DenoisingDetection": {"distillation": NO_DETECTION_TEACHER},
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
     # after bbb4d1c

@@ -29,6 +29,7 @@ class Targets(NamedTuple):
     masks: Tensor | None = None  # (T, H, W), padded to the size of the batch
     curves: Tensor | None = None  # (T, P, 3) x and y of P points, relative to the image, and their weights in the loss
     ends: Tensor | None = None  # (T, 2) y of the upper and of the lower end of a curve, relative to the image
+    logits: Tensor | None = None  # (T, K') of a teacher, whose predictions are the objects (distillation.py)
     sizes: Tensor | None = None  # (B, 2) height and width of each image without padding, in pixels; for masks
 
     def padded(self) -> "Targets":

@@ -7,6 +7,7 @@ from common.task import Batch
 from common.types import Positive
 from detr.criterion.answers import Matches, Targets
 from detr.criterion.denoising import DenoisingOptions, denoising_queries
+from detr.criterion.distillation import DetectionDistillationOptions
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
 from detr.data.protocol import DetectionData
@@ -33,6 +34,7 @@ class DenoisingDetection(Detection):
         evaluator: Evaluator,
         denoising: DenoisingOptions,
         masks: bool = False,
+        distillation: DetectionDistillationOptions | None = None,
     ):
         super().__init__(
             data=data,
@@ -42,6 +44,7 @@ class DenoisingDetection(Detection):
             predict=predict,
             evaluator=evaluator,
             masks=masks,
+            distillation=distillation,
         )
         self.denoising = denoising
 

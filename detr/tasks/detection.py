@@ -25,6 +25,7 @@ from detr.criterion.answers import (
     unstack_layers,
 )
 from detr.criterion.boxes import to_cxcywh
+from detr.criterion.distillation import DetectionDistillationOptions
 from detr.criterion.masks import resize_logits
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
@@ -35,18 +36,19 @@ from detr.evaluation.masks import instance_masks
 from detr.evaluation.panoptic_metric import Segments
 from detr.evaluation.panoptic_segments import panoptic
 from detr.importing import deformable, dino, official
-from detr.tasks.detection_task import DetectionTask
+from detr.tasks.distillation import DistilledDetection
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
 PROPOSAL_SETS = ("proposals", "selected")  # answer sets of two-stage detectors, beside "queries"
 
 
-class Detection(DetectionTask):
+class Detection(DistilledDetection):
     """The task of object detection: boxes with classes.
 
     After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
-    metrics; all packages give identical values. With `masks`, the model also predicts a mask of each object. A subclass
-    may add terms and costs to `criterion`, and override `hints` and `answer_sets`.
+    metrics; all packages give identical values. With `masks`, the model also predicts a mask of each object. With
+    `distillation`, it also learns from a teacher. A subclass may add terms and costs to `criterion`, and override
+    `hints` and `answer_sets`.
     """
 
     offered: ClassVar[tuple[str, ...]] = ("logits",)  # passed to a model if its constructor has this argument
@@ -61,6 +63,7 @@ class Detection(DetectionTask):
         predict: PredictOptions,
         evaluator: Evaluator,
         masks: bool = False,
+        distillation: DetectionDistillationOptions | None = None,  # users' tasks and yaml may be older than this key
     ):
         super().__init__(data=data, predict=predict, evaluator=evaluator)
         self.queries, self.classification = queries, loss.classification
@@ -68,6 +71,7 @@ class Detection(DetectionTask):
         if masks:
             self.request_masks()
         self.criterion = Criterion(loss, matcher, masks)
+        self.use_distillation(distillation, loss, matcher)
 
     @property
     def panoptic(self) -> bool:
@@ -92,7 +96,8 @@ class Detection(DetectionTask):
         """
         sets = self.answer_sets(batch).items()
         normalisers = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
-        return {key: value for of_set in normalisers for key, value in of_set.items()}
+        of_labels = {key: value for of_set in normalisers for key, value in of_set.items()}
+        return of_labels | self.teacher_normalisers(batch["counts"])
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, kept for one version because users' tasks may call it."""
@@ -129,7 +134,8 @@ class Detection(DetectionTask):
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the set loss over all layers and answer sets, and its parts for the log.
 
-        See `detr.criterion.set_loss.sum_terms` for the parts.
+        See `detr.criterion.set_loss.sum_terms` for the parts. With a teacher, there is also the part "teacher", the sum
+        of its terms over all layers; it makes up the share `distillation.weight` of the loss, and the labels the rest.
 
         Raises UserError when the model's outputs do not fit the task's options.
         """
@@ -153,7 +159,9 @@ class Detection(DetectionTask):
             )
             for name, layers in sets.items()
         }
-        return sum_terms(terms)
+        of_labels, parts = sum_terms(terms)
+        loss, of_teacher = self.add_teacher(of_labels, batch, sets["queries"], normalisers)
+        return loss, parts | of_teacher
 
     def _check_outputs(self, outputs: Set[str], queries: int) -> None:
         """Raise UserError if model and task differ in the number of queries, or if a loss term lacks its output."""

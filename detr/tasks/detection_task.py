@@ -114,12 +114,11 @@ class DetectionTask(DetectionPrediction):
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
         if a mask is missing or invalid, or if `evaluator` is not installed. Names are not compared if the model's are
-        those that an imported file without names gets: "class" and the id, or "class" and the index.
+        those of an imported file without names.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
-        numbered = ((f"class {index}", f"class {id}") for index, id in enumerate(names))
-        unnamed = all(name in labels for name, labels in zip(names.values(), numbered, strict=True))
+        unnamed = are_unnamed(self.categories)
         used = {annotation["category_id"] for annotation in truth.get("annotations", [])}
         for category in truth["categories"]:
             id = category["id"]
@@ -168,6 +167,11 @@ class DetectionTask(DetectionPrediction):
             return lines
         reason = f"the model starts without pretrained weights and there are only {count} training images"
         return [*lines, f"{reason}: {self.from_scratch(MIN_IMAGES_FROM_SCRATCH)}"]
+
+
+def are_unnamed(categories: list[dict[str, Any]]) -> bool:
+    """Whether the classes are those of an imported file without names: "class" and the id, or "class" and the index."""
+    return all(c["name"] in (f"class {index}", f"class {c['id']}") for index, c in enumerate(categories))
 
 
 def _category(category: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from common.train.sparsity import MAX_ZEROS
 
 T = TypeVar("T")
 STEPS = ("prune.heads", "prune.neurons", "rank", "prune.magnitude")  # keys that make a model smaller
-KEYS = (*STEPS, "finetune", "distil", "samples", "output", "quantize")
+KEYS = (*STEPS, "prune.ranking", "finetune", "distil", "samples", "output", "quantize")
 REPORT_KEYS = ("checkpoint", "variants", "precisions")
 SAMPLES = 256
+RANKINGS = ("estimate", "loss")  # of neurons; the first is the default
 FILE = "compressed.pt"  # the compressed checkpoint, in the output folder
 
 
@@ -26,6 +27,7 @@ class Options:
     overrides: list[str]
     heads: float | None
     neurons: float | None
+    ranking: str  # of neurons: "estimate" or "loss"
     magnitude: float | None
     rank: int | float | None
     steps: int | None  # of fine-tuning
@@ -65,6 +67,7 @@ def read_options(words: Sequence[str], reports: bool) -> Options:
         overrides=[word for word in words if word.partition("=")[0] not in (*KEYS, *REPORT_KEYS)],
         heads=_optional(own, "prune.heads", _fraction),
         neurons=_optional(own, "prune.neurons", _fraction),
+        ranking=own.get("prune.ranking", RANKINGS[0]),
         magnitude=_optional(own, "prune.magnitude", _fraction),
         rank=_optional(own, "rank", _rank),
         steps=_optional(own, "finetune", _count),
@@ -89,6 +92,10 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
         raise UserError(
             f"prune.magnitude={options.magnitude:g}: each matrix has at most {MAX_ZEROS:g} zeros; give at most that."
         )
+    if options.ranking not in RANKINGS:
+        raise UserError(f"prune.ranking={options.ranking}: expected {' or '.join(RANKINGS)}.")
+    if "prune.ranking" in own and options.neurons is None:
+        raise UserError(f"prune.ranking={options.ranking} ranks neurons; give prune.neurons=, too.")
     for key in ("finetune", "distil"):
         if key in own and not options.compresses:
             raise UserError(f"{key}= needs a key that makes the model smaller: {', '.join(STEPS)}.")

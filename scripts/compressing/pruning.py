@@ -1,9 +1,10 @@
 """Structured pruning: remove the attention heads and hidden neurons that the loss on val needs least.
 
 A head's score is the loss that is measured without it (as in Michel et al. 2019, "Are Sixteen Heads Really Better than
-One?", arXiv 1905.10650, section 3.2). Models have too many neurons for this. A neuron's score is the increase of the
-loss without it that the squared gradients of the samples predict (Theis et al. 2018, arXiv 1801.05787, equation 6),
-which takes one backward pass for all neurons.
+One?", arXiv 1905.10650, section 3.2). Models have too many neurons for this. The estimate of a neuron's score is the
+increase of the loss without it that the squared gradients of the samples predict (Theis et al. 2018, arXiv 1801.05787,
+equation 6), which takes one backward pass for all neurons. Its measured score is that of a group of GROUP neurons of a
+feed-forward that have similar estimates, which takes a forward pass for each group.
 """
 
 import math
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.attention import Attention
 from common.nn.compressed import attentions, feed_forwards, keep_heads, keep_neurons, neurons_of
 from scripts.compressing.measuring import Measure
 
 ROUNDS = 4  # of heads: after each, the rest is measured again, since two heads may do the same
+
+GROUP = 8  # neurons whose loss is measured together
 
 Scores = dict[tuple[str, int], float]  # (name of a module, index of its head or neuron) -> score; the lowest go first
 
@@ -43,15 +45,17 @@ def remove_heads(model: nn.Module, measure: Measure, fraction: float) -> dict[st
     return {name: attention.heads for name, attention in attentions(model).items() if attention.heads < counts[name]}
 
 
-def remove_neurons(model: nn.Module, measure: Measure, fraction: float) -> dict[str, int]:
+def remove_neurons(model: nn.Module, measure: Measure, fraction: float, measured: bool = False) -> dict[str, int]:
     """Remove this fraction of all neurons, in place; returns the numbers of neurons left, by name of the feed-forward.
 
-    One neuron of each feed-forward always stays. Raises UserError as `remove_heads` does.
+    They are ranked by `neuron_scores` or, if `measured`, by `group_losses`. One neuron of each feed-forward always
+    stays. Raises UserError as `remove_heads` does.
     """
     parts = feed_forwards(model)
     counts = {name: neurons_of(part) for name, part in parts.items()}
     total = count_to_remove("prune.neurons", "neurons", fraction, counts, model)
-    kept = _select(neuron_scores(model, measure), total)
+    scores = neuron_scores(model, measure)
+    kept = _select(group_losses(model, measure, scores) if measured else scores, total)
     for name, part in parts.items():
         keep_neurons(part, kept[name])
     return {name: len(kept[name]) for name in parts if len(kept[name]) < counts[name]}
@@ -80,22 +84,41 @@ def head_losses(model: nn.Module, measure: Measure) -> Scores:
     scores: Scores = {}
     for name, attention in attentions(model).items():
         for head in range(attention.heads):
-            with _without_head(attention, head):
+            width = attention.inner_width // attention.heads
+            with _without_inputs(attention.out_proj, list(range(head * width, (head + 1) * width))):
                 scores[name, head] = measure(model)
     return scores
 
 
+def group_losses(model: nn.Module, measure: Measure, estimates: Scores) -> Scores:
+    """Measure the increase of the loss on val without each group of GROUP neurons, divided by their number.
+
+    This is the score of each neuron of the group. The groups of a feed-forward are its neurons in the order of their
+    estimates.
+    """
+    scores: Scores = {}
+    dense = measure(model)
+    for name, part in feed_forwards(model).items():
+        of_part = [estimates[name, index] for index in range(neurons_of(part))]
+        order = sorted(range(len(of_part)), key=of_part.__getitem__)
+        for start in range(0, len(order), GROUP):
+            group = order[start : start + GROUP]
+            with _without_inputs(part.contract, group):
+                increase = (measure(model) - dense) / len(group)
+            scores |= {(name, index): increase for index in group}
+    return scores
+
+
 @contextmanager
-def _without_head(attention: Attention, head: int) -> Iterator[None]:
-    """A context in which the output of a head is zero."""
-    width = attention.inner_width // attention.heads
+def _without_inputs(module: nn.Module, columns: list[int]) -> Iterator[None]:
+    """A context in which these channels of a linear map's input are zero."""
 
     def zero(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         x = inputs[0].clone()
-        x[..., head * width : (head + 1) * width] = 0
+        x[..., columns] = 0
         return (x,)
 
-    handle = attention.out_proj.register_forward_pre_hook(zero)
+    handle = module.register_forward_pre_hook(zero)
     try:
         yield
     finally:

@@ -47,7 +47,8 @@ class Row(NamedTuple):
 
     name: str
     precision: str
-    quality: float  # the goal on test; for the dense model, the mean over its runs
+    metric: str  # the name of the goal, such as AP
+    quality: float  # its value on test; for the dense model, the mean over its runs
     spread: float | None  # the sample standard deviation over the runs of the dense model; None with fewer than two
     runs: int
     bytes: int  # of a checkpoint that holds the weights alone
@@ -83,6 +84,7 @@ def measure(dense: Sequence[Path], files: Sequence[Path], precisions: Sequence[s
             Row(
                 variant.name,
                 variant.precision,
+                variant.parts.task.goal.name,
                 statistics.fmean(qualities),
                 statistics.stdev(qualities) if len(qualities) > 1 else None,
                 len(qualities),
@@ -122,7 +124,17 @@ def write(rows: list[Row], folder: Path) -> None:
 
 def _cells(rows: list[Row]) -> list[list[str]]:
     sizes = [f"ms, batch {size}" for size in rows[0].milliseconds]
-    header = ["model", "precision", "quality", "against dense", "MB", "parameters", "not zero", *sizes, "difference"]
+    header = [
+        "model",
+        "precision",
+        f"test/{rows[0].metric}",
+        "against dense",
+        "MB",
+        "parameters",
+        "not zero",
+        *sizes,
+        "difference",
+    ]
     dense = {row.precision: row for row in rows if row.name == "dense"}
     return [header, *(_line(row, dense[row.precision]) for row in rows)]
 

@@ -21,7 +21,7 @@ from common.nn import int8 as int8_kernels
 from common.train import assembly
 from common.train.sparsity import prunable_weights
 from scripts import compress, export
-from scripts.compressing import low_rank, pruning, report
+from scripts.compressing import finetuning, low_rank, pruning, report
 from scripts.compressing.measuring import Measure
 from scripts.compressing.options import read_options
 
@@ -44,7 +44,7 @@ WINGS = [*SMALL]
 
 
 def save_checkpoint(file: Path, wing: str, folder: Path, seed: int = 0, train: int = 0) -> Path:
-    """Write a checkpoint of a small model with random weights, a classifier trained for `train` steps."""
+    """Write a checkpoint of a small model with random weights, trained for `train` steps."""
     root = {"detr": [f"data.root={folder}"], "seq2seq": [f"data.train.pairs={folder / 'pairs.tsv'}"]}.get(wing, [])
     if wing == "seq2seq":
         (folder / "pairs.tsv").write_text("".join(f"zero one {i}\tnull eins {i}\n" for i in range(60)))
@@ -135,15 +135,43 @@ def test_the_score_of_a_neuron_is_half_the_sum_of_its_squared_gradients(saved: C
     torch.testing.assert_close(computed, expected, rtol=1e-3, atol=1e-9)
 
 
-def test_neurons_without_effect_are_removed_first(saved: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("measured", [False, True], ids=["estimate", "loss"])
+def test_neurons_without_effect_are_removed_first(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, measured: bool
+) -> None:
+    monkeypatch.setattr(pruning, "GROUP", 3)
     parts = load(saved("vit"))
     measure = Measure(parts, 60)
     feed_forward: Any = compressed.feed_forwards(parts.model)["encoder.blocks.1.feed_forward"]
     with torch.no_grad():
         feed_forward.contract.weight[:, [3, 5, 20]] = 0
     before = measure(parts.model)
+    if measured:
+        scores = pruning.group_losses(parts.model, measure, pruning.neuron_scores(parts.model, measure))
+        without = {index for (name, index), score in scores.items() if score == 0}
+        assert without == {3, 5, 20}, "a group without effect has exactly the loss of the dense model"
+        return
     assert pruning.remove_neurons(parts.model, measure, 3 / 48) == {"encoder.blocks.1.feed_forward": 21}
     assert measure(parts.model) == pytest.approx(before, abs=1e-5)
+
+
+def test_the_measured_score_of_a_group_is_the_loss_without_its_columns(saved: Callable[..., Path]) -> None:
+    """Neurons that do harm have a negative score and are removed first, which the estimate does not see."""
+    parts = load(saved("vit"))
+    measure = Measure(parts, 60)
+    feed_forward: Any = compressed.feed_forwards(parts.model)["encoder.blocks.1.feed_forward"]
+    with torch.no_grad():
+        feed_forward.contract.weight[:, :8].normal_(std=3, generator=generator("harmful neurons"))
+    order = {("encoder.blocks.1.feed_forward", i): float(i) for i in range(24)}
+    estimates = order | {("encoder.blocks.0.feed_forward", i): float(i) for i in range(24)}
+    scores = pruning.group_losses(parts.model, measure, estimates)
+    whole = measure(parts.model)
+    with torch.no_grad():
+        feed_forward.contract.weight[:, :8] = 0
+    expected = (measure(parts.model) - whole) / 8
+    assert expected < -0.01
+    assert [scores["encoder.blocks.1.feed_forward", i] for i in range(8)] == pytest.approx([expected] * 8, abs=1e-6)
+    assert len(scores) == 48 and min(scores.values()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_low_rank_is_exact_for_inputs_of_that_rank_and_else_as_far_as_the_singular_values_say() -> None:
@@ -272,6 +300,7 @@ def test_the_report_has_a_row_for_each_model_and_precision(
         for precision in ("fp32", "bf16")
     ]
     first, rounded, same, _, half, _ = rows
+    assert all(row["metric"] == {"vit": "top1", "detr": "AP", "seq2seq": "bleu"}[wing] for row in rows)
     assert first["difference"] == same["difference"] == 0 < min(rounded["difference"], half["difference"])
     assert half["parameters"] < same["parameters"] == first["parameters"] and half["bytes"] < same["bytes"]
     assert half["milliseconds"].keys() == {"1", "32"} and min(half["milliseconds"].values()) > 0
@@ -308,6 +337,8 @@ REFUSED = [
     (["rank=4", "samples=0"], "samples=0: expected a whole number from 1"),
     (["rank=4", "distil=soft"], "distil=soft is for fine-tuning; give finetune=STEPS"),
     (["rank=4", "finetune=2", "distil=all"], "distil=all: expected soft or hard"),
+    (["prune.neurons=0.5", "prune.ranking=gradient"], "prune.ranking=gradient: expected estimate or loss"),
+    (["rank=4", "prune.ranking=loss"], "prune.ranking=loss ranks neurons; give prune.neurons="),
     (["finetune=2"], "finetune= needs a key that makes the model smaller"),
     (["quantize=int4"], "quantize=int4"),
     ([], "needs a key that makes the model smaller .*quantize=int8, or --report"),
@@ -338,11 +369,21 @@ def test_a_model_without_attention_has_no_heads_to_remove(tmp_path: Path, capsys
         assert f"{key}=0.5: ResNet has no {parts} that can be removed; leave it out." in capsys.readouterr().err
 
 
-def test_a_detector_does_not_learn_from_a_teacher(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
-    keys = ["rank=3", "finetune=2", "distil=soft", f"output={tmp_path / 'out'}"]
-    run(f"checkpoint={saved('detr')}", *keys, code=2)
-    assert "Detection does not learn from a teacher's outputs; leave it out." in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+def test_a_compressed_detector_learns_from_the_dense_one(saved: Callable[..., Path], tmp_path: Path) -> None:
+    keys = ["rank=3", "finetune=2", "distil=soft", "task.distillation.threshold=0.1", "trainer.log_every=1"]
+    run(f"checkpoint={saved('detr')}", *keys, f"output={tmp_path / 'out'}", "data.batch_size=4")
+    lines = (tmp_path / "out/finetune/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["train/teacher"] > 0
+    distillation = checkpoint.load(tmp_path / "out/finetune/checkpoints/best.pt")["config"]["task"]["distillation"]
+    assert distillation["teacher"] == str(saved("detr")) and distillation["kind"] == "soft"
+
+
+def test_a_lane_detector_does_not_learn_from_a_teacher(tmp_path: Path) -> None:
+    config = configure("train", ["model=lanes", *CPU])
+    options = read_options([f"checkpoint={tmp_path}", "rank=3", "finetune=2", "distil=soft"], False)
+    with pytest.raises(UserError, match=r"LaneShapes does not learn from a teacher's outputs; leave it out\.$"):
+        finetuning.refuse_mistakes(options, config)
 
 
 def test_an_earlier_result_is_not_overwritten(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
