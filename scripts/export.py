@@ -74,7 +74,7 @@ LIMITS = {
     **{"ctranslate2": TOLERANCE, "ctranslate2_int8": 0.1},
 }
 Format = graphs.Format | ctranslate2_folder.Format
-PACKAGES: dict[Format, tuple[str, ...]] = {  # needed for the export, besides torch
+PACKAGES: dict[str, tuple[str, ...]] = {  # needed for the export, besides torch
     **graphs.PACKAGES,
     **dict.fromkeys(ctranslate2_folder.COMPUTE_TYPES, ("ctranslate2",)),
 }
@@ -153,7 +153,7 @@ def export(
     if len(contenders) > 1:
         print(table(f"milliseconds, medians of {ROUNDS} rounds in turn", timing_rows(plan.graphs, contenders)))
     for form, engine in engines.items():
-        pairs = ctranslate2_folder.searches(parts.model, parts.task.options, engine)
+        pairs = ctranslate2_folder.searches(engine)
         print(table(f"{form}, milliseconds, medians of {ROUNDS} rounds", ctranslate2_folder.timing_rows(pairs)))
     content = description(plan, formats, comparisons) | {
         "checkpoint": checkpoint,
@@ -171,11 +171,12 @@ def _write_folders(
     parts: Components, folder: Path, formats: Sequence[Format]
 ) -> tuple[dict[ctranslate2_folder.Format, ctranslate2_folder.Contender], list[tuple[str, Comparison]]]:
     """Write the model for CTranslate2; returns it as read back in each format, and comparisons with the model."""
-    engines, comparisons = {}, []
+    engines: dict[ctranslate2_folder.Format, ctranslate2_folder.Contender] = {}
+    comparisons: list[tuple[str, Comparison]] = []
     for form in ctranslate2_folder.COMPUTE_TYPES:
         if form in formats:
             engines[form] = engine = ctranslate2_folder.write(parts.model, parts.task, folder / form, form)
-            comparisons += [(form, row) for row in ctranslate2_folder.compare(parts.model, engine)]
+            comparisons += [(form, row) for row in ctranslate2_folder.compare(engine)]
     return engines, comparisons
 
 
@@ -274,7 +275,7 @@ def _require_packages(formats: Sequence[Format]) -> None:
 
 
 def _formats(text: str) -> list[Format]:
-    formats: list[Format] = [form for form in PACKAGES if form in text.split(",")]
+    formats: list[Any] = [form for form in PACKAGES if form in text.split(",")]
     if len(formats) != len(text.split(",")):
         raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(PACKAGES)}, separated by commas")
     return formats

@@ -35,8 +35,13 @@ Search = Callable[[], list[list[int]]]
 
 
 class Contender(NamedTuple):
-    """A translator in CTranslate2, with its words: the vocabularies' entries in the order of our ids."""
+    """A translator, and what CTranslate2 read back, with its words: the vocabularies' entries in the order of our ids.
 
+    `options` are those of decoding.
+    """
+
+    model: Transformer
+    options: DecodingOptions
     engine: Any  # a ctranslate2.Translator
     source: list[str]
     target: list[str]
@@ -67,7 +72,7 @@ def write(model: nn.Module, task: Any, folder: Path, form: Format) -> Contender:
     engine = ctranslate2.Translator(
         str(folder), device="cpu", compute_type=COMPUTE_TYPES[form], inter_threads=1, intra_threads=threads
     )
-    return Contender(engine, source, target)
+    return Contender(translator, options, engine, source, target)
 
 
 def supported(model: nn.Module, task: Any) -> Transformer:
@@ -174,9 +179,9 @@ def entries(tokenizer: Any) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def compare(model: Transformer, contender: Contender) -> list[Comparison]:
+def compare(contender: Contender) -> list[Comparison]:
     """Compare log probabilities of given targets with the model's, for the shapes in COMPARED_LENGTHS."""
-    comparisons = []
+    model, comparisons = contender.model, []
     for count, length, steps in COMPARED_LENGTHS:
         source, lengths, target = sample_sentences(model, count, min(length, model.longest), steps + 1)
         expected = model(source, lengths, target[:, :-1]).log_softmax(-1).gather(2, target[:, 1:, None])[..., 0]
@@ -194,11 +199,12 @@ def _words(source: Tensor, lengths: Tensor, vocabulary: Sequence[str]) -> list[l
     return [[vocabulary[i] for i in row[:length]] for row, length in zip(source, lengths, strict=True)]
 
 
-def searches(model: Transformer, options: DecodingOptions, contender: Contender) -> dict[str, tuple[Search, Search]]:
+def searches(contender: Contender) -> dict[str, tuple[Search, Search]]:
     """Greedy and beam search of the same sentences: name -> the model's and CTranslate2's, as token ids.
 
     Both end a search by the same rules, which are CTranslate2's.
     """
+    model, options = contender.model, contender.options
     source, lengths, _ = sample_sentences(model, COUNT, min(SOURCE_LENGTH, model.longest), 1)
     words = _words(source, lengths, contender.source)
     ids = {entry: i for i, entry in enumerate(contender.target)}

@@ -18,7 +18,7 @@ from scripts.exporting.plan import Dimension, Graph, GraphFunction
 Format = Literal["torch", "onnx", "onnx_int8", "openvino"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx", "onnx_int8": ".int8.onnx", "openvino": ".xml"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-PACKAGES: dict[Format, tuple[str, ...]] = {  # needed for the export, besides torch
+PACKAGES: dict[str, tuple[str, ...]] = {  # needed for the export, besides torch
     "torch": (),
     "onnx": ONNX_PACKAGES,
     "onnx_int8": ONNX_PACKAGES,

@@ -189,7 +189,7 @@ class Transformer(nn.Module):
             x = self._embed(tokens.flatten()[:, None], self.embedding, start).view(*tokens.shape, -1)  # (B, W, C)
         bias = None
         if may_look is not None and not is_prompt and _takes_bias(may_look):
-            may_look, bias = None, additive_mask(may_look, state.dtype)
+            bias, may_look = additive_mask(may_look, state.dtype), None
         context: Context = {"may_look": may_look, "bias": bias, "causal": is_prompt, "memory": state.memory()}
         x = self.decoder(x, caches=state.caches, **context)
         return self._logits(x[:, -1] if is_prompt else x.flatten(0, 1))  # (B * W, V)
