@@ -83,6 +83,16 @@ class FeedForward(nn.Sequential):
         self.dropout = Dropout(options.hidden_dropout)
         self.contract = Linear(options.feedforward, options.width, options.feedforward_bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        expand, activation = self.expand, self.activation
+        if type(expand) is Linear and not expand._forward_hooks:  # hooks receive the output without activation
+            x = expand(x, activation=activation)
+        else:
+            x = activation(expand(x))
+        x = self.contract(self.dropout(x))
+        return x
+
 
 class Memory(NamedTuple):
     """Another sequence that queries attend to, such as an encoder's output.

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from common.machine.device import compute_dtype
 from common.nn.blocks import Residual
 from common.nn.convolution import FrozenBatchNorm, FusedConvolution
+from common.nn.kernels import NO_POST, Post
 from common.nn.linear import Linear, Projections, Tied
 
 Range = Sequence[float]  # the lowest and the highest value of a tensor
-Post = tuple[str, list[Any], str]  # an activation that an operator applies: name, arguments, algorithm
 
 # From this number of elements on, a view of the integers of a quantised tensor is made in less time than a copy.
 MIN_VIEWED_ELEMENTS = 2**16
@@ -30,7 +30,6 @@ _ONEDNN = torch.ops.onednn
 _OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
 _INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")  # without them, oneDNN's sums of products may overflow
 _ROUND: Any = getattr(torch, "quantize_per_tensor", None)  # one pass over the tensor; deprecated in torch 2.15
-_NO_POST: Post = ("none", [], "")
 
 
 class Quantisation(NamedTuple):
@@ -82,8 +81,9 @@ class Int8Linear(nn.Module):
     """A linear map whose input is quantised by `source` and whose output is quantised by `target`.
 
     If `target` is None, the output has the type `dtype`; None means the type in which autocast computes products, or
-    fp32 without autocast. `post` names an activation that the operator applies to the output (see `post_operation`). If
-    `residual` is not None, it is added to the output, which then has its type (see `Int8Residual`).
+    fp32 without autocast. `post` names an activation that the operator applies to the output (see
+    `kernels.post_operation`). If `residual` is not None, it is added to the output, which then has its type (see
+    `Int8Residual`).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Int8Linear(nn.Module):
         *,
         target: Quantisation | None = None,
         dtype: torch.dtype | None = None,
-        post: Post = _NO_POST,
+        post: Post = NO_POST,
     ):
         super().__init__()
         self.source, self.target, self.dtype, self.post = source, target, dtype, post
@@ -127,7 +127,7 @@ class Int8Linear(nn.Module):
         # "add" writes a new tensor, while "sum" would overwrite the residual.
         y: Tensor = _ONEDNN.qlinear_pointwise.binary(
             *(integers, *self.source, packed, scales, zero_points, residual, bias),
-            *(1.0, 0, residual.dtype, 1.0, 0, "add", 1.0, *_NO_POST),
+            *(1.0, 0, residual.dtype, 1.0, 0, "add", 1.0, *NO_POST),
         )
         return y
 
@@ -253,14 +253,6 @@ class Int8MaxPool(nn.Module):
         """uint8 (B, C, H, W) -> uint8 (B, C, H', W')."""
         y: Tensor = torch.ops.quantized.max_pool2d(x, *self.window, False)
         return y
-
-
-def post_operation(activation: nn.Module) -> Post | None:
-    """The operator's name of an activation; None if it has none."""
-    if type(activation) is nn.GELU:
-        return "gelu", [], activation.approximate
-    names: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "swish"}
-    return (names[type(activation)], [], "") if type(activation) in names else None
 
 
 def dequantise_tensor(x: Tensor, source: Quantisation) -> Tensor:

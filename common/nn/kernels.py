@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from common.machine import processor
 
+Post = tuple[str, list[Any], str]  # an activation that an operator applies to its output: name, arguments, algorithm
+NO_POST: Post = ("none", [], "")
+
 MAX_PACKED_ROWS = 32  # packed fp32 weights are faster (up to twice as fast) only for 2 to 32 input rows
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
@@ -126,10 +129,12 @@ def linear(
     *,
     rows: slice = slice(None),
     cache: WeightCache | None = None,
+    activation: nn.Module | None = None,
 ) -> Tensor:
     """x W^T + b: (..., in), (out, in), (out,) -> (..., out), or only the outputs in `rows`.
 
-    `cache` belongs to the module that holds `weight`. Without a cache, weights are not packed.
+    `cache` belongs to the module that holds `weight`. Without a cache, weights are not packed. `activation` is applied
+    to the outputs. Without gradients, oneDNN applies those that it has, without a pass of their own.
     """
     dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
     if needs_gradient and cache is not None:
@@ -139,12 +144,29 @@ def linear(
         dtype = None
     if dtype is not None and not needs_gradient:
         prepared = _packed_weight(weight, rows, dtype, cache) if is_packed else _cast(_select_rows(weight, rows), dtype)
-        return _multiply(_cast(x, dtype), prepared, None if bias is None else _cast(_select_rows(bias, rows), dtype))
+        cast_bias = None if bias is None else _cast(_select_rows(bias, rows), dtype)
+        post = None if activation is None else post_operation(activation)
+        return _activate(_multiply(_cast(x, dtype), prepared, cast_bias, post or NO_POST), None if post else activation)
     weight, bias = _select_rows(weight, rows), None if bias is None else _select_rows(bias, rows)
-    if dtype == torch.float32:
-        product: Tensor = _Linear.apply(x, weight, bias)
-        return product
-    return F.linear(x, weight, bias)
+    product: Tensor = _Linear.apply(x, weight, bias) if dtype == torch.float32 else F.linear(x, weight, bias)
+    return _activate(product, activation)
+
+
+def post_operation(activation: nn.Module) -> Post | None:
+    """The activation as oneDNN's operators apply it to their outputs; None if they cannot.
+
+    A module with hooks is not replaced, because its hooks would not be called.
+    """
+    if activation._forward_hooks or activation._forward_pre_hooks:
+        return None
+    if type(activation) is nn.GELU:
+        return "gelu", [], activation.approximate
+    names: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "swish"}
+    return (names[type(activation)], [], "") if type(activation) in names else None
+
+
+def _activate(x: Tensor, activation: nn.Module | None) -> Tensor:
+    return x if activation is None else activation(x)
 
 
 def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
@@ -241,9 +263,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, post: Post = NO_POST) -> Tensor:
     assert _PRODUCT is not None
-    product: Tensor = _PRODUCT(x, weight, bias, "none", [], "")
+    product: Tensor = _PRODUCT(x, weight, bias, *post)
     return product
 
 

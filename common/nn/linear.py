@@ -21,9 +21,9 @@ class Linear(nn.Linear):
         self.weight = kernels.Parameter(self.weight.detach())
         self.weight_cache = kernels.WeightCache()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return kernels.linear(x, self.weight, self.bias, cache=self.weight_cache)
+    def forward(self, x: Tensor, *, activation: nn.Module | None = None) -> Tensor:
+        """(..., in) -> (..., out); `activation` is applied to the outputs, in the same pass if possible."""
+        return kernels.linear(x, self.weight, self.bias, cache=self.weight_cache, activation=activation)
 
     def matrix(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and the bias (out,), or None."""
@@ -41,9 +41,9 @@ class Projections(Linear):
     long.
     """
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        """(..., in) -> (..., out), or only the outputs in `rows`."""
-        return kernels.linear(x, self.weight, self.bias, rows=rows, cache=self.weight_cache)
+    def forward(self, x: Tensor, rows: slice = slice(None), *, activation: nn.Module | None = None) -> Tensor:
+        """(..., in) -> (..., out), or only the outputs in `rows`; `activation` is applied to the outputs."""
+        return kernels.linear(x, self.weight, self.bias, rows=rows, cache=self.weight_cache, activation=activation)
 
     def opened(self) -> nn.Module:
         """Three plain `nn.Linear` with copies of their parts of the weight and bias; see the function `opened`."""

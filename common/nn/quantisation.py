@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.nn import int8
+from common.nn import int8, kernels
 from common.nn.attention import Attention
 from common.nn.blocks import Block, FeedForward, Residual
 from common.nn.convolution import FrozenBatchNorm
@@ -114,7 +114,7 @@ def _quantise_part(model: nn.Module, part: nn.Module, name: str, ranges: Ranges)
         options[name] = {"dtype": torch.float32}
     expand, contract = f"{name}.expand", f"{name}.contract"
     if isinstance(part, FeedForward) and linears.keys() >= {expand, contract}:
-        if post := int8.post_operation(part.activation):
+        if post := kernels.post_operation(part.activation):
             options[expand] = {"target": int8.quantisation(ranges[contract]), "post": post}
             _replace(part, "activation", nn.Identity())
     for path, linear in linears.items():

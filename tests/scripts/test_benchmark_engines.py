@@ -120,10 +120,15 @@ def test_engines_rest_between_calls(built: Built, monkeypatch: pytest.MonkeyPatc
     """A thread that spins takes time from the next contender; with ONNX Runtime's defaults, it spins for 25 ms."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for name, compute in built.again().contenders.items():
-        compute()
-        start = time.process_time()
-        time.sleep(0.2)
-        assert time.process_time() - start < 0.01, name
+        assert min(idle_time(compute) for _ in range(4)) < 0.01, name  # the first calls also start threads
+
+
+def idle_time(compute: Callable[[], object]) -> float:
+    """The processor time in seconds that this process uses in the 0.2 s after a call."""
+    compute()
+    start = time.process_time()
+    time.sleep(0.2)
+    return time.process_time() - start
 
 
 @pytest.mark.slow

@@ -488,3 +488,18 @@ def test_an_exported_graph_is_for_any_number_of_queries(implementation: None) ->
     program = torch.export.export(module, (), arguments, dynamic_shapes={name: dynamic for name in "qkv"})
     for x in (traced, *different_lengths):
         torch.testing.assert_close(program.module()(q=x, k=x, v=x), module(q=x, k=x, v=x), **EXACT)
+
+
+@pytest.mark.parametrize("queries", [63, 64])
+def test_inference_with_many_queries_is_fused_where_the_processor_is_faster_so(
+    queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 2**24)
+    monkeypatch.setattr(attention, "_FUSED_DTYPES", (torch.float32, torch.bfloat16))
+    layer = Attention(width=WIDTH, heads=HEADS)
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k = (torch.randn(2, HEADS, count, WIDTH // HEADS, dtype=dtype) for count in (queries, 70))
+        assert layer.is_materialised(q, k) == (queries < attention.MIN_FUSED_QUERIES)
+        assert layer.is_materialised(q.requires_grad_(), k)
+    monkeypatch.setattr(attention, "_FUSED_DTYPES", ())
+    assert layer.is_materialised(q.detach(), k)

@@ -450,3 +450,17 @@ def test_options_reach_every_attention_and_norm() -> None:
         assert attention.in_proj.bias is None and attention.out_proj.bias is None
     norms = [module for module in stack.modules() if isinstance(module, nn.RMSNorm)]
     assert len(norms) == 2 * 3 + 4 * 2 + 1 and not any(isinstance(module, nn.LayerNorm) for module in stack.modules())
+
+
+@pytest.mark.parametrize("hooked", ["expand", "activation", "contract"])
+def test_hooks_in_a_feed_forward_receive_what_they_receive_with_gradients(hooked: str) -> None:
+    """Without gradients, one kernel may compute the first map and the activation."""
+    torch.manual_seed(0)
+    layer, x = FeedForward(OPTIONS).eval(), torch.randn(3, 12)
+    received: list[tuple[Tensor, Tensor]] = []
+    layer.get_submodule(hooked).register_forward_hook(lambda module, inputs, output: received.append((*inputs, output)))
+    layer(x)
+    with torch.no_grad():
+        layer(x)
+    for ours, expected in zip(received[1], received[0], strict=True):
+        torch.testing.assert_close(ours, expected)

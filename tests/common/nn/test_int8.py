@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.machine.seeds import generator
-from common.nn import int8
+from common.nn import int8, kernels
 from common.nn.blocks import BlockOptions, Residual
 from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution
 from common.nn.int8 import (
@@ -76,7 +76,7 @@ def test_a_linear_map_is_exact_up_to_the_rounding_of_its_output(shape: tuple[int
 def test_a_fused_activation_and_a_quantised_output_are_those_of_the_definitions(name: str) -> None:
     layer, x = layer_and_input(7, 48)
     source, target, activation = quantisation((-4.0, 5.0)), quantisation((-1.0, 3.0)), ACTIVATIONS[name]
-    post = int8.post_operation(activation)
+    post = kernels.post_operation(activation)
     assert (post is None) == (name == "none")
     quantised = Int8Linear.of(layer, source, target=target, **({"post": post} if post else {}))
     product = F.linear(numbers(x, source), rounded_weight(layer.weight), layer.bias.double())

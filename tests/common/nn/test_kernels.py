@@ -290,3 +290,34 @@ def test_bf16_rounds_as_autocast_does():
         with torch.no_grad():
             ours = layer(x)
         torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias), rtol=8e-3, atol=8e-3)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.SiLU(), nn.Tanh()], ids=str)
+@pytest.mark.parametrize("rows", [1, 7, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_activation_in_the_products_pass_is_as_exact_as_in_its_own(activation, rows, dtype, onednn_calls):
+    """Against float64, with the roundings of bf16 to 8 bits, or those of fp32 and of oneDNN's GELU, 1e-6."""
+    if dtype == torch.bfloat16 and not kernels._HAS_BF16:
+        pytest.skip("oneDNN has no bf16 here")
+    layer, x = Linear(48, 20), torch.randn(rows, 48)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        fused, separate = layer(x, activation=activation), activation(layer(x))
+        weight, bias = (tensor.to(dtype).double() for tensor in (layer.weight, layer.bias))
+        exact = activation(F.linear(x.to(dtype).double(), weight, bias))
+    error, separate_error = ((each - exact).norm() / exact.norm() for each in (fused, separate))
+    assert fused.dtype == dtype and error <= 1.05 * separate_error + 2e-6
+    assert len(onednn_calls) == 2
+
+
+def test_an_activation_is_differentiable_and_its_hooks_are_called(onednn_calls):
+    layer, x, activation = Linear(48, 20), torch.randn(5, 48), nn.GELU()
+    with torch.no_grad():
+        expected = layer(x, activation=activation)
+    torch.testing.assert_close(layer(x, activation=activation), expected, **CLOSE)
+    layer(x, activation=activation).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.any()
+    inputs: list[Tensor] = []
+    activation.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, activation=activation), expected, **CLOSE)
+        torch.testing.assert_close(inputs, [layer(x)], **CLOSE)
