@@ -10,6 +10,8 @@ FILE is any checkpoint that evaluate.py accepts. The keys are applied in this or
     prune.magnitude=F  set the smallest weights of blocks to zero: this fraction of all, at most 95 % of each matrix
     finetune=STEPS     then train for this many steps; prune.magnitude is reached gradually after three quarters of them
     distil=soft|hard   in fine-tuning, also learn from the outputs of the checkpoint (soft labels, or its best class)
+    distil=sequence    in fine-tuning, learn the checkpoint's translations of the training sources; they are written to
+                       FOLDER/distilled.tsv, alone if no other key is given, for train.py data.distilled=FILE
     quantize=int8      measure the ranges of the model's tensors on val, for trainer.precision=int8 on CPUs with VNNI or
                        AMX; without other keys, the file is FILE with the suffix .int8.pt, or the file in output=
     samples=N          number of val samples for ranking (default 256)
@@ -49,7 +51,7 @@ from common.files.table import table
 from common.nn.compressed import Sizes
 from common.train import sparsity
 from common.train.assembly import Components, restore
-from scripts.compressing import finetuning, int8, report
+from scripts.compressing import finetuning, int8, report, sequence
 from scripts.compressing.low_rank import reduce_rank
 from scripts.compressing.measuring import Measure, evaluate
 from scripts.compressing.options import FILE, Options, read_options
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files.append(compress(options))
         elif options.quantizes:
             files.append(calibrate(options))
+        elif options.translates:
+            translate(options)
         if flags.report:
             rows = report.measure(options.checkpoints, files, options.precisions, options.overrides)
             print(report.show(rows))
@@ -96,6 +100,8 @@ def compress(options: Options) -> Path:
     finetuning.refuse_mistakes(options, config)
     create_output(options.folder)
     print(parts.weights_line)
+    if options.translates:
+        sequence.translate_train(parts, options.folder)
     rows = [_row("dense", parts)]
     sizes = apply(parts, options, config, rows)
     with writing_to(options.folder):
@@ -127,6 +133,17 @@ def calibrate(options: Options) -> Path:
     command = names.shell_command([f"checkpoint={file}", "trainer.precision=int8"])
     print(f"evaluate  {to_run('evaluate.py')} {command}")
     return file
+
+
+def translate(options: Options) -> None:
+    """Write the translations of the training sources by the first checkpoint, for training a student on them."""
+    config = finetuning.evaluation_config(options.checkpoints[0], options.overrides)
+    finetuning.refuse_mistakes(options, config)
+    parts = restore(finetuning.without_teacher(config))
+    create_output(options.folder)
+    print(parts.weights_line)
+    file = sequence.translate_train(parts, options.folder)
+    print(f"train     {to_run('train.py')} model=NAME {names.shell_command([f'data.distilled={file}'])}")
 
 
 def apply(parts: Components, options: Options, config: dict[str, Any], rows: list[list[Any]]) -> Sizes:

@@ -260,7 +260,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
             # Users' subclasses and their yaml may be older than these.
             added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
             added |= key == "reduction"
-            added |= key in ("distillation", "distillation_token", "simcut")
+            added |= key in ("distillation", "distillation_token", "simcut", "distilled")
             of_detr = (
                 "attention",
                 "detections_per_image",

@@ -250,7 +250,7 @@ def test_every_added_key_of_a_class_exists(choices: list[str]):
                 "predict.panoptic_rule",
                 "cache",
                 *("masks", "frozen", "stuff", "loss.mask_weight", "loss.dice_weight"),
-                *("distillation", "distillation_token", "loss.simcut"),
+                *("distillation", "distillation_token", "loss.simcut", "distilled"),
             )  # users' subclasses, and their yaml, were written before these keys
             with nullcontext() if optional else pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(config, [])

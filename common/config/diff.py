@@ -33,7 +33,7 @@ CHANGEABLE_KEYS = (
 )
 # Keys that hold paths of the data. They may change when a run is resumed, if digests of the data in the checkpoint show
 # that the data are the same.
-DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
+DATA_PATHS = ("data.root", "data.train", "data.val", "data.test", "data.distilled")
 # The key of the teacher's file. It may change when a run is resumed, if the digest of the teacher's weights in the
 # checkpoint shows that the teacher is the same.
 TEACHER_PATH = "task.distillation.teacher"

@@ -87,7 +87,12 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "distillation": {"teacher": None, "kind": "hard", "weight": 0.5, "temperature": 1.0},  # there was no teacher
     },
     "vit.models.classifier.Classifier": {"distillation_token": False},
-    "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
+    "seq2seq.data.parallel_text.ParallelText": {
+        **{"root": None, "val_share": None, "test_share": None},
+        "distilled": None,  # train was the data's own
+    },
+    "seq2seq.data.cldr.dataset.Cldr": {"distilled": None},
+    "seq2seq.data.multi30k.Multi30k": {"distilled": None},
     # after ddbbe75
     "seq2seq.tasks.translation.Translation": {
         "loss.simcut": {"weight": 0.0, "cutoff": 0.05},  # the loss was the cross-entropy alone

@@ -10,7 +10,10 @@ from common.config.plain_text import as_plain_text
 from common.errors import UserError
 from common.types import SPLITS
 
-PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights", "teacher")
+PATH_KEYS = (
+    *("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights", "teacher"),
+    "distilled",
+)
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
 
 

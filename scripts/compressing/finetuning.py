@@ -11,6 +11,7 @@ from common.files import checkpoint, run_folder
 from common.files.output import writing_to
 from common.train.assembly import stored_config
 from common.train.state import select_weights
+from scripts.compressing import sequence
 from scripts.compressing.options import Options
 
 RAMP = 0.75  # of the steps of fine-tuning, until all weights that will be zero are zero
@@ -34,7 +35,9 @@ def without_teacher(config: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_mistakes(options: Options, config: dict[str, Any]) -> None:
     """Raise UserError for a task that cannot learn from a teacher, before anything is computed."""
-    if options.distil and "distillation" not in config["task"]:
+    if options.translates:
+        sequence.refuse_others(config)
+    elif options.distil and "distillation" not in config["task"]:
         name = str(config["task"]["_target_"]).rpartition(".")[2]
         raise UserError(f"distil={options.distil}: {name} does not learn from a teacher's outputs; leave it out.")
 
@@ -63,7 +66,9 @@ def _keys(options: Options) -> list[str]:
     if options.magnitude is not None and options.steps is not None:
         every = max(1, round(RAMP * options.steps / INCREASES))
         keys.append(f"trainer.sparsity={{fraction:{options.magnitude},ramp:{RAMP},every:{every}}}")
-    if options.distil:
+    if options.translates:
+        keys.append(f"data.distilled={options.folder / sequence.TEXT}")
+    elif options.distil:
         teacher = options.checkpoints[0]
         keys += [f"task.distillation.teacher={teacher}", f"task.distillation.kind={options.distil}"]
     evaluation = ("weights=", "split=", "details=")

@@ -1,6 +1,6 @@
 """Metrics of a restored model, and its loss on the same samples of val, by which parts of the model are ranked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,22 @@ from common.data import batching
 from common.errors import UserError
 from common.machine import device as devices
 from common.machine.seeds import mix
-from common.task import Batch, Split
+from common.task import Answer, Batch, Split
 from common.train import evaluator
 from common.train.assembly import Components
 from common.train.step import step_normalisers
 
 
-def evaluate(parts: Components, split: Split, precision: str | None = None) -> dict[str, float]:
-    """Return the metrics of a restored model on `split`, in `precision` or that of its config."""
+def evaluate(
+    parts: Components,
+    split: Split,
+    precision: str | None = None,
+    on_answers: Callable[[Batch, list[Answer]], None] | None = None,
+) -> dict[str, float]:
+    """Return the metrics of a restored model on `split`, in `precision` or that of its config.
+
+    `on_answers` receives each batch with its answers; the progress is then printed once a minute.
+    """
     numbers, _ = evaluator.evaluate(
         parts.task,
         parts.data,
@@ -26,6 +34,8 @@ def evaluate(parts: Components, split: Split, precision: str | None = None) -> d
         precision=precision or parts.trainer.precision,
         batch_size=batch_size(parts),
         workers=parts.trainer.worker_count,
+        on_answers=on_answers,
+        report=None if on_answers is None else print,
     )
     return numbers
 

@@ -16,6 +16,7 @@ KEYS = (*STEPS, "prune.ranking", "finetune", "distil", "samples", "output", "qua
 REPORT_KEYS = ("checkpoint", "variants", "precisions")
 SAMPLES = 256
 RANKINGS = ("estimate", "loss")  # of neurons; the first is the default
+SEQUENCE = "sequence"  # the kind of distillation that trains on the translations of the dense model
 FILE = "compressed.pt"  # the compressed checkpoint, in the output folder
 
 
@@ -46,7 +47,12 @@ class Options:
     @property
     def folder(self) -> Path:
         """The folder of the compressed checkpoint, or of the report alone."""
-        return self.output or Path("compressed" if self.compresses else "report")
+        return self.output or Path("compressed" if self.compresses or self.translates else "report")
+
+    @property
+    def translates(self) -> bool:
+        """Whether the first checkpoint translates its training sources."""
+        return self.distil == SEQUENCE
 
 
 def read_options(words: Sequence[str], reports: bool) -> Options:
@@ -97,13 +103,13 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
     if "prune.ranking" in own and options.neurons is None:
         raise UserError(f"prune.ranking={options.ranking} ranks neurons; give prune.neurons=, too.")
     for key in ("finetune", "distil"):
-        if key in own and not options.compresses:
+        if key in own and not options.compresses and not (key == "distil" and options.translates):
             raise UserError(f"{key}= needs a key that makes the model smaller: {', '.join(STEPS)}.")
-    if not options.compresses and not options.quantizes and not reports:
+    if not options.compresses and not options.quantizes and not options.translates and not reports:
         raise UserError(
             f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), quantize=int8, or --report."
         )
-    if options.distil and options.steps is None:
+    if options.distil and options.steps is None and (options.compresses or not options.translates):
         raise UserError(f"distil={options.distil} is for fine-tuning; give finetune=STEPS, too.")
 
 
@@ -138,6 +144,6 @@ def _count(key: str, text: str) -> int:
 
 
 def _kind(key: str, text: str) -> str:
-    if text not in ("soft", "hard"):
-        raise UserError(f"{key}={text}: expected soft or hard.")
+    if text not in ("soft", "hard", SEQUENCE):
+        raise UserError(f"{key}={text}: expected soft, hard or {SEQUENCE}.")
     return text

@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from common.types import SPLITS, Positive
 from seq2seq.tokenizers import training
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, TokenizerOptions, normalize
 from seq2seq.tokenizers.protocol import TextTokenizer
-from seq2seq.tokenizers.text import Lines, Ragged
+from seq2seq.tokenizers.text import Lines, Ragged, read_tabbed
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class SentencePairs(ABC):
         too_long: how a longer side is treated: "truncate" cuts it to `longest` tokens, "skip" leaves out its pair.
         batch_size: maximum size of the batch of one optimizer step, in padded tokens: the number of pairs times the
             number of tokens of the longest side.
+        distilled: a file of tab-separated pairs that replaces the split train, after val and test were cut from it:
+            translations by a teacher (`scripts/compress.py distil=sequence`); None = the data's own pairs.
     """
 
     source: str
@@ -80,6 +84,7 @@ class SentencePairs(ABC):
     longest: Positive
     too_long: Literal["truncate", "skip"]
     batch_size: Positive
+    distilled: str | None = None  # with a default, because older yaml files and subclasses lack this key
 
     def __post_init__(self) -> None:
         """Raise UserError if `longest` exceeds `batch_size`."""
@@ -224,9 +229,17 @@ class SentencePairs(ABC):
         return [f"{split}: {line}" for line in (pairs, *encoded.notes)]
 
     def _corpus(self, split: Split) -> Corpus:
+        if split == "train" and self.distilled is not None:
+            return self._distilled_train
         if split not in self._corpora:
             self._corpora |= self.load(split)
         return self._corpora[split]
+
+    @cached_property
+    def _distilled_train(self) -> Corpus:
+        assert self.distilled is not None
+        source, target, notes = read_tabbed(Path(self.distilled).expanduser())
+        return Corpus(source, target, self.distilled, notes=[*notes, "translations of a teacher (data.distilled)"])
 
     def _used(self, split: Split) -> Corpus:
         """The pairs of a split that are used. To find train's pairs that are too long, train is encoded."""

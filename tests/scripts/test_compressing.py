@@ -1,5 +1,6 @@
 """Compression from the command line: what is removed, the files, fine-tuning, the report, and the refusals."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -336,7 +337,9 @@ REFUSED = [
     (["rank=0"], "rank=0: expected a whole number from 1, or a fraction"),
     (["rank=4", "samples=0"], "samples=0: expected a whole number from 1"),
     (["rank=4", "distil=soft"], "distil=soft is for fine-tuning; give finetune=STEPS"),
-    (["rank=4", "finetune=2", "distil=all"], "distil=all: expected soft or hard"),
+    (["rank=4", "finetune=2", "distil=all"], "distil=all: expected soft, hard or sequence"),
+    (["distil=sequence"], "distil=sequence: Digits has no pairs of sentences to translate; give soft or hard"),
+    (["rank=4", "distil=sequence"], "distil=sequence is for fine-tuning; give finetune=STEPS"),
     (["prune.neurons=0.5", "prune.ranking=gradient"], "prune.ranking=gradient: expected estimate or loss"),
     (["rank=4", "prune.ranking=loss"], "prune.ranking=loss ranks neurons; give prune.neurons="),
     (["finetune=2"], "finetune= needs a key that makes the model smaller"),
@@ -384,6 +387,67 @@ def test_a_lane_detector_does_not_learn_from_a_teacher(tmp_path: Path) -> None:
     options = read_options([f"checkpoint={tmp_path}", "rank=3", "finetune=2", "distil=soft"], False)
     with pytest.raises(UserError, match=r"LaneShapes does not learn from a teacher's outputs; leave it out\.$"):
         finetuning.refuse_mistakes(options, config)
+
+
+# Sequence-level distillation.
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A translator that is trained until its translations end."""
+    folder = tmp_path_factory.mktemp("translator")
+    return save_checkpoint(folder / "dense.pt", "seq2seq", folder, train=80)
+
+
+def test_translations_of_train_are_written_with_their_origin_and_reused(
+    translator: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    """Each line is a source of train and the text that the task answers; answers at the limit are left out."""
+    keys = [f"checkpoint={translator}", "distil=sequence", f"output={tmp_path / 'out'}", "task.predict.beam=2"]
+    keys += ["task.predict.method=beam", "task.predict.longest_factor=0.5", "task.predict.longest_extra=12"]
+    run(*keys)
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "out/distilled.json").read_text())
+    lines = (tmp_path / "out/distilled.tsv").read_text().splitlines()
+    parts = load(translator)
+    parts.task.options = dataclasses.replace(
+        parts.task.options, method="beam", beam=2, longest_factor=0.5, longest_extra=12
+    )
+    expected, sources = [], [source for source, _ in parts.data.pairs("train")]
+    for source in sources:
+        (answer,) = parts.task.answers(parts.model, parts.data.collate([parts.data.view(source)]))
+        limit = int(0.5 * len(parts.data.view(source)["source"])) + 12
+        if len(answer["tokens"]) + 1 < limit and answer["text"].strip():
+            expected.append(f"{source}\t{' '.join(answer['text'].replace(chr(9), ' ').splitlines())}")
+    assert lines == expected and 0 < len(lines)
+    assert record["pairs"] == len(lines) and record["pairs"] + record["left_out"] == len(sources) == 44
+    assert record["origin"]["decoding"]["beam"] == 2 and len(record["origin"]["teacher"]) == 32
+    assert record["against_train"].keys() >= {"bleu", "chrf"} and "data.distilled=" in printed
+
+    before = (tmp_path / "out/distilled.tsv").stat().st_mtime_ns
+    run(*keys)
+    assert "reused" in capsys.readouterr().out and (tmp_path / "out/distilled.tsv").stat().st_mtime_ns == before
+    run(*keys, "task.predict.beam=3", code=2)
+    assert "other decoding options or of other sources; name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compressed_translator_trains_on_the_translations_of_the_dense_one_and_resumes(
+    translator: Path, inside: Callable[..., str], tmp_path: Path
+) -> None:
+    keys = ["rank=3", "finetune=4", "distil=sequence", "task.predict.longest_factor=2", "task.predict.longest_extra=30"]
+    run(f"checkpoint={translator}", *keys, f"output={tmp_path / 'out'}", "trainer.eval_every=2")
+    folder, file = tmp_path / "out/finetune", tmp_path / "out/distilled.tsv"
+    best = checkpoint.load(folder / "checkpoints/best.pt")
+    assert best["config"]["data"]["distilled"] == str(file) and best["task"] == checkpoint.load(translator)["task"]
+    assert checkpoint.load(tmp_path / "out/compressed.pt")["config"]["data"]["distilled"] is None
+    for name in ("results.json", "checkpoints/step_00000004.pt", "checkpoints/best.pt"):
+        (folder / name).unlink()
+    moved = file.rename(tmp_path / "moved.tsv")
+    stored = ["--config-dir", f"{folder}", "--config-name", "config", f"data.distilled={moved}"]
+    inside("train", *stored, f"run_dir={folder}", "resume=auto")
+    moved.unlink()
+    assert '{"test/' in inside("evaluate", f"checkpoint={folder / 'checkpoints/best.pt'}"), "needs no file of train"
 
 
 def test_an_earlier_result_is_not_overwritten(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:

@@ -1,6 +1,7 @@
 """Sentence pairs: only train is cleaned, tokenizers learn from train only, and batches have the counted tokens."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,21 @@ def test_workers_give_the_same_batches() -> None:
     assert results[0] == results[1] and len(results[0]) > 1
     copy = pickle.loads(pickle.dumps(data))  # what spawned workers receive
     assert copy.sample("train", 5, None) == data.sample("train", 5, None)
+
+
+def test_a_teachers_translations_replace_train_and_leave_val_and_test_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "distilled.tsv").write_text("one two\teins zwei\nold house\taltes Haus\n\told\n")
+    splits: dict[Split, list[Pair]] = {"train": random_pairs(20, 0), "val": random_pairs(5, 1), "test": []}
+    plain, distilled = (
+        Toy(splits),
+        Toy(splits, vocabulary=262, distilled=str(tmp_path / "distilled.tsv")),
+    )
+    assert distilled.pairs("train") == [("one two", "eins zwei"), ("old house", "altes Haus")]
+    assert distilled.pairs("val") == plain.pairs("val") and distilled.count("test") == 0
+    assert distilled.fingerprint("val") == plain.fingerprint("val")
+    assert distilled.fingerprint("train") != plain.fingerprint("train")
+    line = next(line for line in distilled.summary() if line.startswith("train: translations"))
+    assert line == "train: translations of a teacher (data.distilled)"
+    missing = Toy(splits, vocabulary=262, distilled=str(tmp_path / "missing.tsv"))
+    with pytest.raises(UserError, match=r"missing\.tsv"):
+        missing.count("train")
