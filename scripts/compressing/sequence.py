@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.files.lines import as_json, write_atomically
 from common.files.output import writing_to
 from common.task import Answer, Batch
-from common.train import teacher
+from common.train import data_identity, teacher
 from common.train.assembly import Components
 from scripts.compressing.measuring import evaluate
 from seq2seq.tasks.translation import Translation
@@ -71,7 +71,7 @@ def _origin(parts: Components, task: Translation) -> dict[str, Any]:
     return {
         "teacher": teacher.digest(parts.model),
         "decoding": dataclasses.asdict(task.options),
-        "train": task.data.fingerprint("train"),
+        "train": data_identity.fingerprint_of(parts.data, "train"),
         "pairs": parts.data.count("train"),
     }
 
