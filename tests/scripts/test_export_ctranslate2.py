@@ -88,12 +88,11 @@ def test_ctranslate2_and_tokenizers_alone_give_our_translations_and_scores(case:
     assert {hypothesis.ended for hypothesis in expected} == {case == "other"}
 
 
-@pytest.mark.parametrize("case", CASES)
 def test_an_int8_folder_is_smaller_and_the_models_weights_stay_as_they_are(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The sizes are those of weights in one and in four bytes; positions, norms and biases keep four."""
-    file, folder = save_checkpoint(tmp_path / "best.pt", *CASES[case]), tmp_path / "out"
+    file, folder = save_checkpoint(tmp_path / "best.pt", *CASES["other"]), tmp_path / "out"
     model, task = assembly.load(file, "trainer.device=cpu")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for form in ctranslate2_folder.COMPUTE_TYPES:
