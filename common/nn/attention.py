@@ -22,9 +22,9 @@ MAX_UNCENTRED_QUERIES = 8
 MAX_FP32_INFERENCE_PAIRS = 2**18
 # From this number of queries on, `_fused_attention` is faster in inference on Intel's processors with AMX.
 MIN_FUSED_QUERIES = 64
-# The types for which this holds: its products are computed by MKL in fp32, and by AMX in bf16.
 _HAS_INTEL_AMX = processor.is_intel() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-_FUSED_DTYPES = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
+# The types for which this holds: its products are computed by MKL in fp32, and by AMX in bf16.
+_FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
 # 64 MiB; with gradients, a call takes three times as much memory.
 MAX_MATERIALISED_WEIGHTS = 2**24

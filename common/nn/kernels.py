@@ -166,7 +166,8 @@ def post_operation(activation: nn.Module) -> Post | None:
 
 
 def _activate(x: Tensor, activation: nn.Module | None) -> Tensor:
-    return x if activation is None else activation(x)
+    y: Tensor = x if activation is None else activation(x)
+    return y
 
 
 def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
