@@ -70,8 +70,10 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.panoptic_threshold": 0.85,
         # after 38cfbe8
         "predict.panoptic_rule": "detr",  # the only rule there was
+        # after 9fc2cc0
         "distillation": NO_DETECTION_TEACHER,
     },
+    # after 9fc2cc0
     "detr.tasks.denoising.DenoisingDetection": {"distillation": NO_DETECTION_TEACHER},
     "detr.models.detector.Detector": {"masks": False, "frozen": False},
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
@@ -89,8 +91,10 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     "vit.models.classifier.Classifier": {"distillation_token": False},
     "seq2seq.data.parallel_text.ParallelText": {
         **{"root": None, "val_share": None, "test_share": None},
+        # after 9fc2cc0
         "distilled": None,  # train was the data's own
     },
+    # after 9fc2cc0
     "seq2seq.data.cldr.dataset.Cldr": {"distilled": None},
     "seq2seq.data.multi30k.Multi30k": {"distilled": None},
     # after ddbbe75

@@ -11,8 +11,8 @@ from common.errors import UserError
 from common.types import SPLITS
 
 PATH_KEYS = (
-    *("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights", "teacher"),
-    "distilled",
+    *("run_dir", "checkpoint", "input", "output"),
+    *("root", "images", "annotations", "weights", "teacher", "distilled"),
 )
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
 

@@ -15,7 +15,7 @@ from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
 # In bf16, `_masked_softmax` subtracts the mean key from all keys, but only if there are more queries than this. With
-# fewer queries, as in decoding, the subtraction takes longer than the product of queries and keys.
+# fewer queries, the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
 # In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head has more pairs of a
 # query and a key (N M) than this.
@@ -24,7 +24,7 @@ MAX_FP32_INFERENCE_PAIRS = 2**18
 MIN_FUSED_QUERIES = 64
 _HAS_INTEL_AMX = processor.is_intel() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 # The types for which this holds: its products are computed by MKL in fp32, and by AMX in bf16.
-_FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
+_FUSED_INFERENCE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
 # 64 MiB; with gradients, a call takes three times as much memory.
 MAX_MATERIALISED_WEIGHTS = 2**24
@@ -273,7 +273,7 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
 
 def _is_fused_in_inference(dtype: torch.dtype, queries: int) -> bool:
-    return queries <= MAX_FUSED_QUERIES or (dtype in _FUSED_DTYPES and queries >= MIN_FUSED_QUERIES)
+    return queries <= MAX_FUSED_QUERIES or (dtype in _FUSED_INFERENCE_DTYPES and queries >= MIN_FUSED_QUERIES)
 
 
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:

@@ -86,7 +86,8 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         expand, activation = self.expand, self.activation
-        if type(expand) is Linear and not expand._forward_hooks:  # hooks receive the output without activation
+        # With gradients, one pass saves nothing. Hooks receive the output without activation.
+        if type(expand) is Linear and not torch.is_grad_enabled() and not expand._forward_hooks:
             x = expand(x, activation=activation)
         else:
             x = activation(expand(x))
@@ -162,7 +163,7 @@ class Block(nn.Module):
 
         As in DETR, `positions` (broadcastable to x) are added to the queries of self- and cross-attention and to the
         keys of self-attention, but not to values. They are None in models that add positions at the input. `may_look`,
-        `bias` and `causal` apply to self-attention; the mask of cross-attention is `memory.may_look`. With a `cache` of
+        `bias` and `causal` apply to self-attention; those of cross-attention are in `memory`. With a `cache` of
         this block, x holds only the tokens that follow those in the cache.
         """
 

@@ -134,7 +134,7 @@ def linear(
     """x W^T + b: (..., in), (out, in), (out,) -> (..., out), or only the outputs in `rows`.
 
     `cache` belongs to the module that holds `weight`. Without a cache, weights are not packed. `activation` is applied
-    to the outputs. Without gradients, oneDNN applies those that it has, without a pass of their own.
+    to the outputs. Without gradients, oneDNN applies those that it has, except ReLU, without a pass of their own.
     """
     dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
     if needs_gradient and cache is not None:
@@ -145,7 +145,8 @@ def linear(
     if dtype is not None and not needs_gradient:
         prepared = _packed_weight(weight, rows, dtype, cache) if is_packed else _cast(_select_rows(weight, rows), dtype)
         cast_bias = None if bias is None else _cast(_select_rows(bias, rows), dtype)
-        post = None if activation is None else post_operation(activation)
+        # oneDNN's ReLU makes 0 of NaN: it would hide that a weight is not finite.
+        post = None if activation is None or type(activation) is nn.ReLU else post_operation(activation)
         return _activate(_multiply(_cast(x, dtype), prepared, cast_bias, post or NO_POST), None if post else activation)
     weight, bias = _select_rows(weight, rows), None if bias is None else _select_rows(bias, rows)
     product: Tensor = _Linear.apply(x, weight, bias) if dtype == torch.float32 else F.linear(x, weight, bias)

@@ -102,8 +102,9 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
         raise UserError(f"prune.ranking={options.ranking}: expected {' or '.join(RANKINGS)}.")
     if "prune.ranking" in own and options.neurons is None:
         raise UserError(f"prune.ranking={options.ranking} ranks neurons; give prune.neurons=, too.")
+    writes_text = options.translates and not options.quantizes  # distil=sequence alone
     for key in ("finetune", "distil"):
-        if key in own and not options.compresses and not (key == "distil" and options.translates):
+        if key in own and not options.compresses and not (key == "distil" and writes_text):
             raise UserError(f"{key}= needs a key that makes the model smaller: {', '.join(STEPS)}.")
     if not options.compresses and not options.quantizes and not options.translates and not reports:
         raise UserError(

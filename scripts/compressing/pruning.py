@@ -57,7 +57,7 @@ def remove_neurons(model: nn.Module, measure: Measure, fraction: float, measured
     scores = neuron_scores(model, measure)
     kept = _select(group_losses(model, measure, scores) if measured else scores, total)
     for name, part in parts.items():
-        keep_neurons(part, kept[name])
+        keep_neurons(part, sorted(kept[name]))
     return {name: len(kept[name]) for name in parts if len(kept[name]) < counts[name]}
 
 

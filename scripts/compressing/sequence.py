@@ -16,6 +16,7 @@ from common.task import Answer, Batch
 from common.train import data_identity, teacher
 from common.train.assembly import Components
 from scripts.compressing.measuring import evaluate
+from seq2seq.data.pairs import SentencePairs
 from seq2seq.tasks.translation import Translation
 
 TEXT, RECORD = "distilled.tsv", "distilled.json"
@@ -28,10 +29,14 @@ def translate_train(parts: Components, folder: Path) -> Path:
     UserError. A translation that reaches the maximum length is left out, since its end is not the model's choice, and
     so is an empty one.
     """
-    task = parts.task
-    assert isinstance(task, Translation)
+    task, data = parts.task, parts.data
+    if not isinstance(task, Translation) or not isinstance(data, SentencePairs):
+        raise UserError(
+            f"distil=sequence: {type(task).__name__} on {type(data).__name__} has no sentences to translate; "
+            "give soft or hard."
+        )
     file, record = folder / TEXT, folder / RECORD
-    origin = _origin(parts, task)
+    origin = _origin(parts, task, data)
     if record.exists() and file.exists():
         if json.loads(record.read_text(encoding="utf-8"))["origin"] != json.loads(as_json(origin)):
             raise UserError(
@@ -63,14 +68,19 @@ def refuse_others(config: dict[str, Any]) -> None:
     """Raise UserError if the config's task is none of translation."""
     if "distilled" not in config["data"]:
         name = str(config["data"]["_target_"]).rpartition(".")[2]
-        raise UserError(f"distil=sequence: {name} has no pairs of sentences to translate; give soft or hard.")
+        raise UserError(
+            f"distil=sequence: {name} has no key data.distilled, the file of translations that a student trains on; "
+            "give soft or hard."
+        )
 
 
-def _origin(parts: Components, task: Translation) -> dict[str, Any]:
+def _origin(parts: Components, task: Translation, data: SentencePairs) -> dict[str, Any]:
     """What decides the translations."""
     return {
         "teacher": teacher.digest(parts.model),
+        "precision": parts.trainer.precision,
         "decoding": dataclasses.asdict(task.options),
+        "longest": data.longest,
         "train": data_identity.fingerprint_of(parts.data, "train"),
         "pairs": parts.data.count("train"),
     }

@@ -15,7 +15,7 @@ from common.decoding.decode import decode
 from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.nn.attention import Attention
-from common.nn.linear import Linear, Projections
+from common.nn.linear import Factored, FactoredProjections, Linear, Projections
 from common.nn.positions import sine
 from scripts.exporting import tokenizer_files
 from scripts.exporting.plan import Comparison
@@ -58,7 +58,8 @@ def write(model: nn.Module, task: Any, folder: Path, form: Format) -> Contender:
     source, target = (entries(tokenizer) for tokenizer in task.data.tokenizers())
     options = task.options
     longest_target = int(options.longest_factor * translator.longest) + options.longest_extra
-    spec = specification(translator, 1 + max(translator.longest, longest_target))
+    compared = max(NEW_TOKENS, *(steps for _, _, steps in COMPARED_LENGTHS))
+    spec = specification(translator, 1 + max(translator.longest, longest_target, compared))
     spec.register_source_vocabulary(source)
     spec.register_target_vocabulary(target)
     config = spec.config
@@ -94,7 +95,9 @@ def supported(model: nn.Module, task: Any) -> Transformer:
 
 
 def _is_plain(module: nn.Module, model: Transformer) -> bool:
-    """Whether a module is no attention, or one with all its heads and with projections of full rank."""
+    """Whether a module is no product of low rank and, if it is an attention, has all its heads."""
+    if isinstance(module, Factored | FactoredProjections):
+        return False
     if not isinstance(module, Attention):
         return True
     first: Any = (*model.encoder.blocks, *model.decoder.blocks)[0]

@@ -184,6 +184,20 @@ def test_a_mask_as_a_bias_for_several_attentions_is_the_mask(mask: str) -> None:
     torch.testing.assert_close(ours(q=q, k=k, v=v, bias=bias), ours(q=q, k=k, v=v, may_look=may_look), **EXACT)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_inference_too_a_query_that_may_look_nowhere_gives_zeros(dtype: torch.dtype) -> None:
+    ours, _ = ours_and_pytorchs()
+    ours.to(dtype)
+    q, k, v = (x.detach().to(dtype) for x in inputs("three different"))
+    may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
+    may_look[0], may_look[1, :, 2] = False, False
+    y = ours(q=q, k=k, v=v, may_look=may_look)
+    for masked in (y[0], y[1, 2:]):
+        assert torch.equal(masked, ours.out_proj.bias.expand_as(masked))
+    assert not torch.allclose(y[1, 0], ours.out_proj.bias)
+
+
 def test_few_queries_are_fused_in_inference_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 2**24)
     monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 4)
@@ -495,11 +509,11 @@ def test_inference_with_many_queries_is_fused_where_the_processor_is_faster_so(
     queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 2**24)
-    monkeypatch.setattr(attention, "_FUSED_DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(attention, "_FUSED_INFERENCE_DTYPES", (torch.float32, torch.bfloat16))
     layer = Attention(width=WIDTH, heads=HEADS)
     for dtype in (torch.float32, torch.bfloat16):
         q, k = (torch.randn(2, HEADS, count, WIDTH // HEADS, dtype=dtype) for count in (queries, 70))
         assert layer.is_materialised(q, k) == (queries < attention.MIN_FUSED_QUERIES)
         assert layer.is_materialised(q.requires_grad_(), k)
-    monkeypatch.setattr(attention, "_FUSED_DTYPES", ())
+    monkeypatch.setattr(attention, "_FUSED_INFERENCE_DTYPES", ())
     assert layer.is_materialised(q.detach(), k)

@@ -309,6 +309,15 @@ def test_an_activation_in_the_products_pass_is_as_exact_as_in_its_own(activation
     assert len(onednn_calls) == 2
 
 
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(), nn.SiLU()], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_activation_hides_a_weight_that_is_not_finite(activation, dtype):
+    layer = Linear(48, 20)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        layer.weight[3, 5] = float("nan")
+        assert layer(torch.randn(7, 48), activation=activation)[:, 3].isnan().all()
+
+
 def test_an_activation_is_differentiable_and_its_hooks_are_called(onednn_calls):
     layer, x, activation = Linear(48, 20), torch.randn(5, 48), nn.GELU()
     with torch.no_grad():
