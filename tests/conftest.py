@@ -22,20 +22,6 @@ from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # for nursery.py, tokenizing.py and others, also in forked processes
-# Files with tests of half a minute and more start first, so that no process is alone with one at the end.
-LONGEST_FIRST = (
-    "test_overfit.py",
-    "test_export.py",
-    "test_benchmark.py",
-    "test_cnn_detection.py",
-    "test_promptable.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the tests of the files in LONGEST_FIRST to the start, in this order; the others keep their order."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
