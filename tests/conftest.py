@@ -25,6 +25,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # for nursery.py, tokenizing.py 
 
 
 @pytest.fixture(scope="session", autouse=True)
+def absl_leaves_the_captured_stderr_open() -> None:
+    """Give absl's log handler, which NNCF imports, the real stderr.
+
+    The handler closes its stream when Hydra sets up logging, unless the stream is then `sys.stderr` or the real stderr.
+    """
+    from absl import logging
+
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(scope="session", autouse=True)
 def os_exit_raises() -> Iterator[None]:
     """Replace os._exit, which a door calls when there are several processes: it would end all tests, as if passed."""
     real, owner = os._exit, os.getpid()
