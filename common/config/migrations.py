@@ -52,7 +52,7 @@ ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     ),
 }
 
-NO_DETECTION_TEACHER = {"teacher": None, "kind": "soft", "weight": 0.5, "temperature": 1.0, "threshold": 0.5}
+NO_DETECTION_TEACHER = {"teacher": None, "kind": "soft", "weight": 0.5, "temperature": 1.0, "min_score": 0.5}
 
 # Keys that were added to one class: present path of the class -> added keys (nested ones with dots) and values.
 ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {

@@ -23,10 +23,10 @@ from detr.criterion.terms import Comparison, Term, sigmoid_focal
 class DetectionDistillationOptions(DistillationOptions):
     """Options of the distillation of detectors.
 
-    threshold: minimum probability of the most probable class of the teacher's predictions that are targets.
+    min_score: minimum probability of the most probable class of the teacher's predictions that are targets.
     """
 
-    threshold: Fraction
+    min_score: Fraction
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def teacher_criterion(loss: LossOptions, matcher: MatcherOptions, options: Disti
     return criterion
 
 
-def confident_predictions(classification: Classification, outputs: Outputs, threshold: float) -> Targets:
-    """Return the predictions of one layer (B, Q, ...) that have a class with a probability of at least `threshold`.
+def confident_predictions(classification: Classification, outputs: Outputs, min_score: float) -> Targets:
+    """Return the predictions of one layer (B, Q, ...) that have a class with a probability of at least `min_score`.
 
     They are the objects of the targets, image after image; an image may have none. Their numbers are copied to the
     host.
     """
     logits, boxes = (upcast_half(outputs[name]) for name in ("logits", "boxes_cxcywh"))
     scores, labels = probabilities(classification, logits).max(-1)  # (B, Q) each
-    confident = scores >= threshold
+    confident = scores >= min_score
     counts: list[int] = confident.sum(1).tolist()
     return Targets(counts, labels[confident], boxes[confident], logits=logits[confident])

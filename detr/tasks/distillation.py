@@ -76,16 +76,16 @@ class DistilledDetection(DetectionTask):
         if self.teacher is None or self.distillation is None or self.teacher_criterion is None:
             assert self.teacher_file is None, "assembly provides the teacher before the first step"
             return loss, {}
-        targets = self._teacher_targets(self.teacher, self.distillation.threshold, batch)
+        targets = self._teacher_targets(self.teacher, self.distillation.min_score, batch)
         values = self.teacher_criterion(TEACHER, layers, targets, normalisers)
         of_teacher = torch.stack(list(values.values())).sum()
         weight = self.distillation.weight
         return (1 - weight) * loss + weight * of_teacher, {TEACHER: of_teacher.detach()}
 
     @torch.no_grad()
-    def _teacher_targets(self, teacher: Teacher, threshold: float, batch: Batch) -> Targets:
+    def _teacher_targets(self, teacher: Teacher, min_score: float, batch: Batch) -> Targets:
         """The confident predictions of the teacher's last layer for the student's augmented images."""
-        return confident_predictions(teacher.task.classification, self._forward(teacher.model, batch)[-1], threshold)
+        return confident_predictions(teacher.task.classification, self._forward(teacher.model, batch)[-1], min_score)
 
     @abstractmethod
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:

@@ -375,7 +375,7 @@ def test_a_model_without_attention_has_no_heads_to_remove(tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_a_compressed_detector_learns_from_the_dense_one(saved: Callable[..., Path], tmp_path: Path) -> None:
-    keys = ["rank=3", "finetune=2", "distil=soft", "task.distillation.threshold=0.1", "trainer.log_every=1"]
+    keys = ["rank=3", "finetune=2", "distil=soft", "task.distillation.min_score=0.1", "trainer.log_every=1"]
     run(f"checkpoint={saved('detr')}", *keys, f"output={tmp_path / 'out'}", "data.batch_size=4")
     lines = (tmp_path / "out/finetune/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["train/teacher"] > 0

@@ -28,7 +28,7 @@ def loss_options(classification: Any) -> LossOptions:
 
 
 def options(kind: Any, temperature: float = 2.0) -> DetectionDistillationOptions:
-    return DetectionDistillationOptions(teacher="file", kind=kind, weight=0.5, temperature=temperature, threshold=0.5)
+    return DetectionDistillationOptions(teacher="file", kind=kind, weight=0.5, temperature=temperature, min_score=0.5)
 
 
 def outputs(classification: str, images: int, rows: int = ROWS, layers: int = LAYERS, seed: int = 0) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_a_student_with_the_teachers_outputs_has_no_soft_loss(classification: st
 
 
 @EVERY_CLASSIFICATION
-def test_confident_predictions_have_a_class_above_the_threshold_and_no_object_is_none(classification: str) -> None:
+def test_confident_predictions_have_a_class_above_the_min_score_and_no_object_is_none(classification: str) -> None:
     last = {name: value[0].detach() for name, value in outputs(classification, 3, rows=9).items()}
     with_none = last["logits"].softmax(-1) if classification == "softmax" else last["logits"].sigmoid()
     kept = confident_predictions(classification, last, 0.6)

@@ -31,7 +31,7 @@ RUN = ["model=detr", *SMALL, "trainer.steps=4", "trainer.eval_every=2", "trainer
 KINDS = pytest.mark.parametrize(
     ("of_student", "kind"), [("detr", "soft"), ("deformable_detr", "hard"), ("dino", "soft")]
 )
-LOW = "task.distillation.threshold=0.05"  # weights are sampled, so that predictions are not confident
+LOW = "task.distillation.min_score=0.05"  # weights are sampled, so that predictions are not confident
 CLASSES = [{"id": i, "name": str(i)} for i in range(3)]
 
 
@@ -110,7 +110,7 @@ def test_a_teacher_without_a_confident_prediction_adds_nothing_and_the_loss_is_f
     tmp_path: Path, of_student: str
 ) -> None:
     file = write_teacher(tmp_path / "teacher.pt", f"model={of_student}")
-    parts = assembled(of_student, file, "task.distillation.threshold=1.0")
+    parts = assembled(of_student, file, "task.distillation.min_score=1.0")
     batch = training_batch(parts.task)
     normalisers = step_normalisers(parts.task, [batch])
     loss, terms = parts.task.loss(parts.model, batch, normalisers)
