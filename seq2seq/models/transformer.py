@@ -222,10 +222,7 @@ class Transformer(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         """The decoder's output (..., C) -> logits (..., V)."""
         logits: Tensor = self.output(x)
-        if self.output_bias is None:
-            return logits
-        bias = self.output_bias.to(logits.dtype)
-        return logits + bias if torch.is_grad_enabled() or torch.compiler.is_compiling() else logits.add_(bias)
+        return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
 
 
 def _takes_bias(may_look: Tensor) -> bool:
