@@ -47,7 +47,7 @@ def engines(setting: Setting, model: nn.Module, images: Tensor, outputs: tuple[s
     """Make the contenders for a model from images (B, 3, H, W) to a tensor or to a tuple of the tensors `outputs`.
 
     With `onnx`, they include ONNX Runtime. Files that already lie in `setting.scratch` are read again, so that a second
-    process does not convert the model anew.
+    process does not convert the model again.
     """
     if setting.device.type != "cpu":
         return Engines({}, ["OpenVINO and ONNX Runtime are timed on the CPU only"])

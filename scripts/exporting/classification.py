@@ -50,14 +50,14 @@ def plan(model: nn.Module, task: Classification, size: tuple[int, int] | None = 
         )
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
-    sizes = [(height, width)]
+    sizes = [(height, width)] * len(BATCH_SIZES)
     p, low, sides = _free_sides(model, (height, width)) if size is None else (1, 1, {})
     if sides:
         dimensions |= sides
         shape = ["batch", data.channels, "height", "width"]
-        sizes += [(low, low + p), (height + p, width), (height, 2 * width), (low + 3 * p, low)]
+        sizes = [(height, width), (low, low + p), (height + p, width), (height, 2 * width), (low + 3 * p, low)]
         sizes += [(2 * p + 1, 4 * p - 1)] if isinstance(model, ResNet) else []
-    example = (height, width) if len(sizes) == 1 else (height + 2 * p, width + 3 * p)
+    example = (height + 2 * p, width + 3 * p) if sides else (height, width)
     graph = Graph(
         "model",
         NamedLogits(model),
