@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from common.errors import UserError
+from common.machine import allocation
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,8 +17,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def select(name: str, local_rank: int = 0) -> torch.device:
     """The device for `trainer.device`: "auto" is CUDA if available, else the CPU; only "mps" selects Apple's GPU.
 
-    Of several CUDA GPUs, the one with the number `local_rank` is selected. Raises UserError if the requested device is
-    not available.
+    Of several CUDA GPUs, the one with the number `local_rank` is selected. If the CPU is selected, this process keeps
+    freed memory from then on (allocation.py). Raises UserError if the requested device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,6 +34,8 @@ def select(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("trainer.device=mps, but PyTorch sees no Apple GPU here; use trainer.device=auto or cpu.")
+    if name == "cpu":
+        allocation.keep_freed_memory()
     return torch.device(name)
 
 

@@ -17,9 +17,9 @@ from common.nn.norms import norm as normalisation
 # In bf16, `_masked_softmax` subtracts the mean key from all keys, but only if there are more queries than this. With
 # fewer queries, the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
-# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head has more pairs of a
-# query and a key (N M) than this.
-MAX_FP32_INFERENCE_PAIRS = 2**18
+# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` for more attention
+# probabilities (B h N M) than this, which take 8 MiB.
+MAX_FP32_INFERENCE_WEIGHTS = 2**21
 # From this number of queries on, `_fused_attention` is faster in inference on Intel's processors with AMX.
 MIN_FUSED_QUERIES = 64
 _HAS_INTEL_AMX = processor.is_intel() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
@@ -223,9 +223,9 @@ def materialised_attention(
     `_fused_attention`: in bf16, by a factor of two to three without gradients and of four to seven with gradients; in
     fp32, by up to a third (Zen 5, torch 2.15). Inference with at most `MAX_FUSED_QUERIES` queries, or with
     `MIN_FUSED_QUERIES` or more on Intel's processors with AMX, where `_fused_attention` takes 0.25 to 0.8 of the time,
-    and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs, are exceptions. For bf16 inputs, this function
-    computes scores in bf16, while `_fused_attention` computes them in fp32. The error of the output is then 0.4 % (1 to
-    2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS` probabilities, are exceptions. For bf16 inputs, this
+    function computes scores in bf16, while `_fused_attention` computes them in fp32. The error of the output is then
+    0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -257,8 +257,8 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
     `materialised_attention` is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with four
     exceptions: exported graphs, fp16, inference with at most `MAX_FUSED_QUERIES` queries (on Intel's processors with
-    AMX, also with `MIN_FUSED_QUERIES` or more), and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a
-    query and a key.
+    AMX, also with `MIN_FUSED_QUERIES` or more), and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS`
+    probabilities.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
@@ -266,10 +266,10 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
         return False
     if _is_fused_in_inference(q.dtype, q.shape[2]) and not q.requires_grad:
         return False
-    pairs = q.shape[2] * k.shape[2]
-    if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
+    weights = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if q.dtype == torch.float32 and not q.requires_grad and weights > MAX_FP32_INFERENCE_WEIGHTS:
         return False
-    return q.shape[0] * q.shape[1] * pairs <= MAX_MATERIALISED_WEIGHTS
+    return weights <= MAX_MATERIALISED_WEIGHTS
 
 
 def _is_fused_in_inference(dtype: torch.dtype, queries: int) -> bool:
