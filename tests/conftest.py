@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import atexit
+import gc
 import importlib
 import signal
 import subprocess
@@ -22,6 +24,13 @@ from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # for nursery.py, tokenizing.py and others, also in forked processes
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the collected tests and imported modules, millions of objects, from later garbage collections."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # at the end they are garbage, which libraries otherwise report as leaks
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """Multi-head self- and cross-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,17 +20,18 @@ MAX_UNCENTRED_QUERIES = 8
 # In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` for more attention
 # probabilities (B h N M) than this, which take 8 MiB.
 MAX_FP32_INFERENCE_WEIGHTS = 2**21
-# From this number of queries on, `_fused_attention` is faster in inference on Intel's processors with AMX.
-MIN_FUSED_QUERIES = 64
+# In inference on Intel's processors with AMX, `_fused_attention` is faster for at least MIN_FUSED_QUERIES queries, and
+# for at most MAX_FUSED_QUERIES, as in decoding. On Zen 4, it takes up to four times as long for few queries.
+MIN_FUSED_QUERIES, MAX_FUSED_QUERIES = 64, 8
 _HAS_INTEL_AMX = processor.is_intel() and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 # The types for which this holds: its products are computed by MKL in fp32, and by AMX in bf16.
 _FUSED_INFERENCE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
+# The type in which a cache on the CPU keeps keys and values in bf16. Without AMX, the products of a decoding step, of
+# few queries each, take a third to a half of the time in fp32.
+_CACHE_DTYPE = torch.bfloat16 if _HAS_INTEL_AMX else torch.float32
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
 # 64 MiB; with gradients, a call takes three times as much memory.
 MAX_MATERIALISED_WEIGHTS = 2**24
-# In inference on the CPU, `_fused_attention` is faster for at most this many queries, as in decoding: it takes the part
-# of a cache's buffer that is in use, and queries and outputs in the layout of the projections, without copies.
-MAX_FUSED_QUERIES = 8
 
 
 class Attention(nn.Module):
@@ -98,9 +99,10 @@ class Attention(nn.Module):
             q = self.q_norm(self._split_heads(self._project_part(q, 0, 1))).to(v.dtype)
         else:
             q, k, v = (self._split_heads(x) for x in self._project(q, k, v))  # (B, h, N or M, D)
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast, norms return fp32
+            q, k = self.q_norm(q), self.k_norm(k).to(v.dtype)  # under autocast, norms return fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
+            q = q.to(v.dtype)
         x = self.attend(q, k, v, may_look=may_look, bias=bias, causal=causal)
         out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, D) -> (B, N, C)
         return out
@@ -118,7 +120,8 @@ class Attention(nn.Module):
                 attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
             )
         compute = materialised_attention if self.is_materialised(q, k) else _fused_attention
-        return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
+        with _without_autocast(q):
+            return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
 
     def is_materialised(self, q: Tensor, k: Tensor) -> bool:
         """Whether `attend` uses `materialised_attention` for these projections. A subclass may choose otherwise."""
@@ -160,7 +163,8 @@ class Attention(nn.Module):
 class Cache:
     """The keys and values (B, h, M, D) that `extend` has appended so far.
 
-    A buffer that is full is replaced by a longer one.
+    A buffer that is full is replaced by a longer one. On some processors, keys and values in bf16 are kept and returned
+    in fp32 (`_CACHE_DTYPE`).
     """
 
     def __init__(self) -> None:
@@ -178,7 +182,7 @@ class Cache:
         if self.buffers is None:
             # k and v can be strided views of a projection's output. Without `contiguous`, each later product would copy
             # them.
-            self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
+            self.length, self.buffers = k.shape[2], (_as_cached(k), _as_cached(v))
             return self.buffers
         start, self.length = self.length, self.length + k.shape[2]
         keys, values = self.buffers
@@ -195,6 +199,19 @@ class Cache:
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]
+
+
+def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
+    """A context in which the products of fp32 queries, with the keys of a cache, stay in fp32 on the CPU."""
+    if q.is_cpu and q.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()
+
+
+def _as_cached(x: Tensor) -> Tensor:
+    """Keys or values as a cache keeps them."""
+    dtype = _CACHE_DTYPE if x.is_cpu and x.dtype == torch.bfloat16 else x.dtype
+    return x.to(dtype, memory_format=torch.contiguous_format)
 
 
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -221,11 +238,11 @@ def materialised_attention(
 
     (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU, this function is faster than
     `_fused_attention`: in bf16, by a factor of two to three without gradients and of four to seven with gradients; in
-    fp32, by up to a third (Zen 5, torch 2.15). Inference with at most `MAX_FUSED_QUERIES` queries, or with
-    `MIN_FUSED_QUERIES` or more on Intel's processors with AMX, where `_fused_attention` takes 0.25 to 0.8 of the time,
-    and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS` probabilities, are exceptions. For bf16 inputs, this
-    function computes scores in bf16, while `_fused_attention` computes them in fp32. The error of the output is then
-    0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    fp32, by up to a third (Zen 5, torch 2.15). Exceptions are inference on Intel's processors with AMX with at most
+    `MAX_FUSED_QUERIES` queries, or `MIN_FUSED_QUERIES` or more, where `_fused_attention` takes 0.25 to 0.8 of the time,
+    and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS` probabilities. For bf16 inputs, this function
+    computes scores in bf16, while `_fused_attention` computes them in fp32. The error of the output is then 0.4 % (1 to
+    2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -256,9 +273,8 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
     """Whether to use `materialised_attention` instead of `_fused_attention`.
 
     `materialised_attention` is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with four
-    exceptions: exported graphs, fp16, inference with at most `MAX_FUSED_QUERIES` queries (on Intel's processors with
-    AMX, also with `MIN_FUSED_QUERIES` or more), and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS`
-    probabilities.
+    exceptions: exported graphs, fp16, inference on Intel's processors with AMX with at most `MAX_FUSED_QUERIES` queries
+    or `MIN_FUSED_QUERIES` or more, and fp32 inference with more than `MAX_FP32_INFERENCE_WEIGHTS` probabilities.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
@@ -273,7 +289,7 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
 
 def _is_fused_in_inference(dtype: torch.dtype, queries: int) -> bool:
-    return queries <= MAX_FUSED_QUERIES or (dtype in _FUSED_INFERENCE_DTYPES and queries >= MIN_FUSED_QUERIES)
+    return dtype in _FUSED_INFERENCE_DTYPES and not MAX_FUSED_QUERIES < queries < MIN_FUSED_QUERIES
 
 
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:

@@ -17,6 +17,10 @@ from torch import Tensor
 
 from scripts.benchmarks import flops
 
+# Seconds for which nothing is done after a call, or as long as the call took, if that is less. The threads of some
+# libraries spin on after their work; those of Intel's OpenMP, which CTranslate2 uses, for 0.2 s.
+MAX_PAUSE = 0.3
+
 
 class MismatchError(Exception):
     """The outputs of two contenders differ, so their times cannot be compared."""
@@ -155,11 +159,15 @@ def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[flo
 def _time_in_turn(
     functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Call each function once per round, in random order; returns name -> its seconds in each round after warm-up."""
+    """Call each function once per round, in random order; returns name -> its seconds in each round after warm-up.
+
+    After each call, nothing is done for a moment (`MAX_PAUSE`), so that the next one finds idle cores.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
         for name in random.Random(number).sample(list(functions), len(functions)):
             elapsed = _seconds(functions[name], device)
+            time.sleep(min(elapsed, MAX_PAUSE))
             if number >= warm_up:
                 seconds[name].append(elapsed)
     return seconds

@@ -20,7 +20,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     else:
-        monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 0)
+        monkeypatch.setattr(attention, "_FUSED_INFERENCE_DTYPES", ())
 
 
 def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
@@ -201,6 +201,7 @@ def test_in_inference_too_a_query_that_may_look_nowhere_gives_zeros(dtype: torch
 def test_few_queries_are_fused_in_inference_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 2**24)
     monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 4)
+    monkeypatch.setattr(attention, "_FUSED_INFERENCE_DTYPES", (torch.float32,))
     ours, _ = ours_and_pytorchs()
     few, many = (torch.zeros(2, HEADS, count, 3) for count in (4, 5))
     assert not ours.is_materialised(few, many) and ours.is_materialised(many, few)

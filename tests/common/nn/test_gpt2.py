@@ -73,7 +73,7 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     if request.param == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     else:
-        monkeypatch.setattr(attention, "MAX_FUSED_QUERIES", 0)
+        monkeypatch.setattr(attention, "_FUSED_INFERENCE_DTYPES", ())
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     dimensions = {"vocab_size": VOCABULARY, "n_positions": LONGEST, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     config = transformers.GPT2Config(**dimensions, **drop, bos_token_id=0, eos_token_id=None, pad_token_id=0)
