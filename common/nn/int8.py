@@ -22,9 +22,6 @@ Range = Sequence[float]  # the lowest and the highest value of a tensor
 
 # From this number of elements on, a view of the integers of a quantised tensor is made in less time than a copy.
 MIN_VIEWED_ELEMENTS = 2**16
-# The size of the map for which a convolution's weight is packed. If none is given, oneDNN packs it for no map, and
-# repacks it in each call, which takes up to 20 times as long as the convolution.
-PACKED_SIZE = 32
 
 _ONEDNN = torch.ops.onednn
 _OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
@@ -188,6 +185,9 @@ class Int8Projections(nn.Module):
 class Int8Convolution(FusedConvolution):
     """A convolution with its frozen norm; inputs, shortcuts and outputs are quantised.
 
+    The weight is packed in the first call, for the size of its map. For maps of very different sizes, oneDNN may prefer
+    another layout, and then repacks the weight in each call, which can take ten times as long as the convolution.
+
     Args:
         conv: the convolution.
         norm: its norm, which is folded into the weight and the bias before the weight is quantised.
@@ -209,15 +209,10 @@ class Int8Convolution(FusedConvolution):
         with torch.no_grad():
             scale, shift = norm.scale_and_shift()
             weight, scales = quantise_weight(conv.weight * scale[:, None, None, None])
+        self.is_packed = False
         assert not isinstance(conv.padding, str)
         self.geometry = [*conv.stride], [*conv.padding], [*conv.dilation], conv.groups
-        input_shape = [1, conv.in_channels, PACKED_SIZE, PACKED_SIZE]
-        self.constants = (
-            _ONEDNN.qconv_prepack(weight, scales, *source, *self.geometry, input_shape),
-            scales,
-            torch.zeros(len(scales), dtype=torch.int64),
-            shift,
-        )
+        self.constants = weight, scales, torch.zeros(len(scales), dtype=torch.int64), shift
 
     def forward(self, x: Tensor) -> Tensor:
         """norm(conv(x)): (B, C, H, W) -> uint8 (B, C', H', W'), quantised by `target`."""
@@ -227,8 +222,15 @@ class Int8Convolution(FusedConvolution):
         """relu(norm(conv(x)) + shortcut), uint8, quantised by `target`; see `FusedConvolution`."""
         return self._convolve(x, shortcut, "relu")
 
+    def _pack(self, input_shape: list[int]) -> None:
+        weight, scales, *others = self.constants
+        packed = _ONEDNN.qconv_prepack(weight, scales, *self.source, *self.geometry, input_shape)
+        self.constants, self.is_packed = (packed, scales, *others), True
+
     def _convolve(self, x: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
         integers = x if x.dtype == torch.uint8 else quantise_tensor(x, self.source)
+        if not self.is_packed:
+            self._pack([*x.shape])
         arguments = integers, *self.source, *self.constants
         output = *self.geometry, *self.target, torch.uint8
         y: Tensor
