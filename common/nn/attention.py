@@ -115,12 +115,11 @@ class Attention(nn.Module):
         A subclass may override this method to add a bias that depends on the projected queries.
         """
         dropout = self.dropout if self.training else 0.0
-        if self.recorded_attention is not None:
-            self.recorded_attention.append(
-                attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
-            )
         compute = materialised_attention if self.is_materialised(q, k) else _fused_attention
         with _without_autocast(q):
+            if self.recorded_attention is not None:
+                mask = _combined_mask(q, k, may_look, causal)
+                self.recorded_attention.append(attention_probabilities(q, k, mask, bias).detach())
             return compute(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
 
     def is_materialised(self, q: Tensor, k: Tensor) -> bool:

@@ -479,6 +479,23 @@ def test_a_cache_holds_all_that_was_appended_and_rarely_reallocates() -> None:
     assert torch.equal(parts[0], first), "appended tensors are not written to"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_on_the_cpu_keeps_bf16_in_the_type_of_the_faster_products(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_CACHE_DTYPE", dtype)
+    module = Attention(width=WIDTH, heads=HEADS).eval()
+    x = torch.randn(2, 7, WIDTH, generator=generator("types"))
+    exact = module(q=x, k=x, v=x, causal=True).detach()
+    cache, steps = Cache(), []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), record_attention(module) as maps:
+        for token in x.split(1, dim=1):
+            steps.append(module(q=token, k=token, v=token, cache=cache, causal=True))
+    assert {step.dtype for step in steps} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in (*cache.content(), *maps[""])} == {dtype}
+    torch.testing.assert_close(torch.cat(steps, dim=1).float(), exact, rtol=0, atol=0.01 * float(exact.abs().max()))
+
+
 def test_a_cache_of_selected_rows_can_be_extended() -> None:
     rng = generator("rows")
     first, second = (torch.randn(4, 3, n, 4, generator=rng) for n in (5, 2))

@@ -194,6 +194,20 @@ def test_a_convolution_is_the_definition_on_quantised_values(kind: str, added: s
         assert fused.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_convolution_that_is_packed_for_one_map_computes_maps_of_other_sizes() -> None:
+    rng = generator("maps")
+    conv, norm = convolution(8, 16, 3), FrozenBatchNorm(16)
+    source, target = quantisation((-2.5, 2.0)), quantisation((-6.0, 6.0))
+    quantised = Int8Convolution(conv, norm, source, target)
+    with torch.no_grad():
+        scale, shift = norm.scale_and_shift()
+        weight = rounded_weight(conv.weight * scale[:, None, None, None])
+        for shape in [(1, 8, 64, 64), (3, 8, 5, 90), (1, 8, 1, 1)]:
+            x = torch.randn(shape, generator=rng).contiguous(memory_format=torch.channels_last)
+            y = F.conv2d(numbers(x, source), weight, shift.double(), padding=1)
+            assert_rounded(quantised(x), y / target.scale + target.zero_point)
+
+
 def assert_rounded(y: Tensor, exact: Tensor) -> None:
     """Assert that uint8 values are rounded exact ones; only a number close to a middle may be rounded the other way."""
     assert y.dtype == torch.uint8 and y.shape == exact.shape
