@@ -32,16 +32,16 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.weight_cache = kernels.WeightCache()
 
-    def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
+    def folded_into(self, conv: nn.Conv2d, *, packed_for: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
         If a gradient of the weight is needed, or the model is being compiled, both are computed in each call, in the
         type of `conv.weight`.
 
         Otherwise, both have the type in which autocast computes convolutions or, without autocast, the type of
-        `conv.weight`. If `packed`, the returned weight has the layout that `kernels.convolution_relu` reads. Both are
-        cached until `conv.weight` or this norm changes, provided that `conv.weight` counts its changes
-        (`kernels.counts_changes`).
+        `conv.weight`. If `packed_for` is a map (B, C, H, W), the returned weight has the layout that
+        `kernels.convolution_relu` reads for maps of its `kernels.size_class`. Both are cached until `conv.weight` or
+        this norm changes, provided that `conv.weight` counts its changes (`kernels.counts_changes`).
         """
         weight = conv.weight
         trains = torch.is_grad_enabled() and weight.requires_grad
@@ -51,11 +51,12 @@ class FrozenBatchNorm(nn.Module):
 
         def make() -> tuple[Tensor, Tensor]:
             folded, bias = (tensor.to(dtype) for tensor in self._fold(weight))
-            return kernels.pack_convolution(folded, conv) if packed else folded, bias
+            return folded if packed_for is None else kernels.pack_convolution(folded, conv, packed_for), bias
 
         if not kernels.counts_changes(weight):
             return make()
-        cached: tuple[Tensor, Tensor] = self.weight_cache.get((packed, dtype), weight, make, tuple(self.buffers()))
+        key = None if packed_for is None else kernels.size_class(packed_for), dtype
+        cached: tuple[Tensor, Tensor] = self.weight_cache.get(key, weight, make, tuple(self.buffers()))
         return cached
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ def conv_norm(conv: nn.Conv2d | FusedConvolution, norm: nn.Module, x: Tensor) ->
         y: Tensor = norm(conv(x))
         return y
     assert isinstance(conv, nn.Conv2d)
-    weight, bias = norm.folded_into(conv, packed=False)
+    weight, bias = norm.folded_into(conv, packed_for=None)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
@@ -122,7 +123,7 @@ def conv_norm_relu(
         y = conv.with_relu(x, shortcut)
         return y if real is None else y.mul_(real)
     if isinstance(norm, FrozenBatchNorm) and kernels.can_fuse(x, conv.weight, shortcut):
-        weight, bias = norm.folded_into(conv, packed=True)
+        weight, bias = norm.folded_into(conv, packed_for=x)
         y = kernels.convolution_relu(conv, x, weight, bias, shortcut)
         return y if real is None else y.mul_(real)
     y = conv_norm(conv, norm, x)

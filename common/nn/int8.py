@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.machine.device import compute_dtype
 from common.nn.blocks import Residual
 from common.nn.convolution import FrozenBatchNorm, FusedConvolution
-from common.nn.kernels import NO_POST, Post
+from common.nn.kernels import NO_POST, Post, size_class
 from common.nn.linear import Linear, Projections, Tied
 
 Range = Sequence[float]  # the lowest and the highest value of a tensor
@@ -185,8 +185,7 @@ class Int8Projections(nn.Module):
 class Int8Convolution(FusedConvolution):
     """A convolution with its frozen norm; inputs, shortcuts and outputs are quantised.
 
-    The weight is packed in the first call, for the size of its map. For maps of very different sizes, oneDNN may prefer
-    another layout, and then repacks the weight in each call, which can take ten times as long as the convolution.
+    The weight is packed in the first call for maps of a size class (`kernels.size_class`), and kept for later ones.
 
     Args:
         conv: the convolution.
@@ -209,10 +208,10 @@ class Int8Convolution(FusedConvolution):
         with torch.no_grad():
             scale, shift = norm.scale_and_shift()
             weight, scales = quantise_weight(conv.weight * scale[:, None, None, None])
-        self.is_packed = False
         assert not isinstance(conv.padding, str)
         self.geometry = [*conv.stride], [*conv.padding], [*conv.dilation], conv.groups
-        self.constants = weight, scales, torch.zeros(len(scales), dtype=torch.int64), shift
+        self.weight, self.packed_weights = weight, dict[int, Tensor]()
+        self.constants = scales, torch.zeros(len(scales), dtype=torch.int64), shift
 
     def forward(self, x: Tensor) -> Tensor:
         """norm(conv(x)): (B, C, H, W) -> uint8 (B, C', H', W'), quantised by `target`."""
@@ -222,16 +221,17 @@ class Int8Convolution(FusedConvolution):
         """relu(norm(conv(x)) + shortcut), uint8, quantised by `target`; see `FusedConvolution`."""
         return self._convolve(x, shortcut, "relu")
 
-    def _pack(self, input_shape: list[int]) -> None:
-        weight, scales, *others = self.constants
-        packed = _ONEDNN.qconv_prepack(weight, scales, *self.source, *self.geometry, input_shape)
-        self.constants, self.is_packed = (packed, scales, *others), True
+    def _packed(self, x: Tensor) -> Tensor:
+        """The weight in the layout for maps of the size of x (B, C, H, W)."""
+        name, weights = size_class(x), self.packed_weights
+        if name not in weights:
+            scales = self.constants[0]
+            weights[name] = _ONEDNN.qconv_prepack(self.weight, scales, *self.source, *self.geometry, [*x.shape])
+        return weights[name]
 
     def _convolve(self, x: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
         integers = x if x.dtype == torch.uint8 else quantise_tensor(x, self.source)
-        if not self.is_packed:
-            self._pack([*x.shape])
-        arguments = integers, *self.source, *self.constants
+        arguments = integers, *self.source, self._packed(x), *self.constants
         output = *self.geometry, *self.target, torch.uint8
         y: Tensor
         if shortcut is None:

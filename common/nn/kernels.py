@@ -199,16 +199,25 @@ def convolution_relu(
     return y
 
 
-def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convert a convolution's weight to the layout that its kernel reads.
+def size_class(x: Tensor) -> int:
+    """A number for the size of a map (B, C, H, W), which changes where H W passes a power of two.
+
+    oneDNN chooses the layout of a convolution's weight by the size of the map. A weight in another layout is repacked
+    in each call, which can take twenty times as long as the convolution. Maps of one class mostly share a layout.
+    """
+    return (x.shape[2] * x.shape[3]).bit_length()
+
+
+def pack_convolution(weight: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convert a convolution's weight to the layout that its kernel reads for maps of the size of x (B, C, H, W).
 
     fp32 weights are converted only if the kernel size is 3 x 3, and are returned unchanged otherwise.
     """
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # the layout is chosen for one map size; for other sizes, it can be 10 times slower
-    input_shape = [1, conv.in_channels, 32, 32]  # an arbitrary size; without a shape, oneDNN chooses a slow layout
-    packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
+        return weight
+    geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+    packed: Tensor = _PACK_CONVOLUTION(weight, *geometry, [*x.shape])
     return packed
 
 

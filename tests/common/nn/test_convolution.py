@@ -67,6 +67,21 @@ def test_the_fused_kernel_computes_what_the_definitions_say(kind: str, with_shor
         assert torch.equal(x, before)
 
 
+def test_a_weight_is_packed_once_for_maps_of_similar_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN repacks a weight in each call if the layout is that of maps of another size."""
+    conv, norm, *_ = parts("3x3")
+    pack, shapes = kernels.pack_convolution, []
+    monkeypatch.setattr(
+        kernels, "pack_convolution", lambda weight, conv, x: shapes.append([*x.shape]) or pack(weight, conv, x)
+    )
+    for size in [(33, 21), (2, 3), (30, 30), (2, 2), (16, 32)]:
+        x = torch.randn(1, 16, *size).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            y = conv_norm_relu(conv, norm, x)
+        torch.testing.assert_close(y.double(), formula(conv, norm, x, None, None), rtol=0, atol=2e-5)
+    assert shapes == [[1, 16, 33, 21], [1, 16, 2, 3], [1, 16, 2, 2]]
+
+
 def test_the_fused_kernel_runs_only_where_no_gradient_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, norm, x, shortcut, _ = parts("3x3")
     calls = []

@@ -194,7 +194,7 @@ def test_a_convolution_is_the_definition_on_quantised_values(kind: str, added: s
         assert fused.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_convolution_that_is_packed_for_one_map_computes_maps_of_other_sizes() -> None:
+def test_a_convolutions_weight_is_packed_once_for_maps_of_similar_sizes() -> None:
     rng = generator("maps")
     conv, norm = convolution(8, 16, 3), FrozenBatchNorm(16)
     source, target = quantisation((-2.5, 2.0)), quantisation((-6.0, 6.0))
@@ -202,10 +202,11 @@ def test_a_convolution_that_is_packed_for_one_map_computes_maps_of_other_sizes()
     with torch.no_grad():
         scale, shift = norm.scale_and_shift()
         weight = rounded_weight(conv.weight * scale[:, None, None, None])
-        for shape in [(1, 8, 64, 64), (3, 8, 5, 90), (1, 8, 1, 1)]:
+        for shape in [(1, 8, 64, 64), (2, 8, 50, 90), (3, 8, 5, 90), (1, 8, 1, 1), (1, 8, 64, 64)]:
             x = torch.randn(shape, generator=rng).contiguous(memory_format=torch.channels_last)
             y = F.conv2d(numbers(x, source), weight, shift.double(), padding=1)
             assert_rounded(quantised(x), y / target.scale + target.zero_point)
+    assert len(quantised.packed_weights) == 3
 
 
 def assert_rounded(y: Tensor, exact: Tensor) -> None:
