@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def measure_peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str
     if setting.device.type != "cpu" or not _is_measurable():
         return {}
     with _environment(*MALLOC_SETTING), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_in_process, build, setting, torch.get_num_threads()).result()
+        return pool.submit(_in_process, build, replace(setting, in_process=True), torch.get_num_threads()).result()
 
 
 def _in_process(build: Callable[[Setting], Row], setting: Setting, threads: int) -> dict[str, int]:

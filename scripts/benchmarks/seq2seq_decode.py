@@ -3,8 +3,9 @@
 All contenders run Marian's variant of the Transformer (scripts/benchmarks/seq2seq_peers.py). All translations have the
 maximum length, since a bias on the logits excludes the end token. transformers uses PyTorch's fused attention and
 transformers' own key-value cache. For bf16, the weights of transformers' model are converted to bf16. Our model in int8
-is calibrated on the row's own sentences. CTranslate2 runs a converted copy of transformers' model, on the CPU only. It
-is timed in each of COMPUTE_TYPES that it supports on this CPU; the others would be computed in another type.
+is calibrated on the row's own sentences. CTranslate2 runs a converted copy of transformers' model, on the CPU only and
+in a process of its own (scripts/benchmarks/ctranslate2_engine.py). It is timed in each of COMPUTE_TYPES that it
+supports on this CPU; the others would be computed in another type.
 """
 
 import copy
@@ -22,6 +23,7 @@ from common.decoding.options import DecodingOptions
 from common.machine.device import autocast, to_device
 from scripts.benchmarks import quantised
 from scripts.benchmarks import seq2seq_peers as peers
+from scripts.benchmarks.ctranslate2_engine import Engine
 from scripts.benchmarks.timing import MismatchError, Row, Setting, compare_tensors
 from seq2seq.criterion.cross_entropy import token_losses
 from seq2seq.models.transformer import Transformer
@@ -102,7 +104,7 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
     bf16 = [name for name in models if "bf16" in name]  # eager, and compiled if that is timed
     pairs += [pair for name in bf16[1:] for pair in ((name, "transformers bf16"), (name, "ours bf16"))]
     notes = ["CTranslate2 is not installed, so it was not timed (pip install ctranslate2)"]
-    engines: dict[str, Any] = {}
+    engines: dict[str, Engine] = {}
     if setting.device.type == "cuda":
         notes = ["CTranslate2 is timed on the CPU only"]
     elif peers.has_ctranslate2():
@@ -191,21 +193,21 @@ def _transformers_contenders(
     return {"transformers fp32": partial(run, fp32), "transformers bf16": partial(run, bf16)}
 
 
-def _ctranslate2_engines(setting: Setting, marian: Any, entries: int) -> dict[str, Any]:
-    threads, supported = torch.get_num_threads(), peers.ctranslate2_types()
+def _ctranslate2_engines(setting: Setting, marian: Any, entries: int) -> dict[str, Engine]:
+    options = {"threads": torch.get_num_threads(), "in_process": setting.in_process}
+    supported = peers.ctranslate2_types()
     return {
-        name: peers.ctranslate2_model(marian, entries, setting.scratch, compute=compute, threads=threads)
+        name: peers.ctranslate2_model(marian, entries, setting.scratch, compute=compute, **options)
         for name, compute in COMPUTE_TYPES.items()
         if compute in supported
     }
 
 
-def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, tokens: int) -> Callable[[], Translations]:
+def _ctranslate2_contender(
+    engine: Engine, words: list[list[str]], beam: int, tokens: int
+) -> Callable[[], Translations]:
     def search() -> Translations:
-        results = engine.translate_batch(
-            words, beam_size=beam, length_penalty=1.0, max_decoding_length=tokens, min_decoding_length=tokens
-        )
-        return [peers.to_ids(result.hypotheses[0]) for result in results]
+        return [peers.to_ids(translation) for translation in engine.translate(words, beam=beam, tokens=tokens)]
 
     return search
 
@@ -215,7 +217,7 @@ def _compare_probabilities(
     device: torch.device,
     models: Mapping[str, tuple[Transformer, str]],
     marian: Any,
-    engines: dict[str, Any],
+    engines: dict[str, Engine],
     batch: dict[str, Any],
     entries: int,
 ) -> list[str]:
@@ -256,8 +258,8 @@ def _compare_probabilities(
     words = batch["target_out"][:, :-1]  # (B, T - 1), without EOS
     expected = -token_losses(our_logits[:, :-1], words)
     for name, engine in engines.items():
-        scored = engine.score_batch(peers.to_words(batch["source"]), peers.to_words(words))
-        log_probabilities = torch.tensor([sentence.log_probs[: words.shape[1]] for sentence in scored])
+        scored = engine.log_probabilities(peers.to_words(batch["source"]), peers.to_words(words))
+        log_probabilities = torch.tensor([sentence[: words.shape[1]] for sentence in scored])
         limit = tolerance if "fp32" in name else 1.0 if "int8" in name else LIMITS["bf16"]
         differences.append(
             compare_tensors(f"log probabilities of {name}", expected, log_probabilities, limit, along=-1)

@@ -21,6 +21,7 @@ from common.nn.positions import sine
 from common.weights import projections
 from common.weights.layers import TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
 from common.weights.renaming import Table, rename, with_prefixes
+from scripts.benchmarks.ctranslate2_engine import Engine
 from scripts.benchmarks.drawing import randomise_parameters
 from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
@@ -242,13 +243,12 @@ def to_ids(words: list[str]) -> list[int]:
     return [special[word] if word in special else int(word) for word in words]
 
 
-def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, threads: int) -> Any:
-    """Convert transformers' model with CTranslate2's converter; returns a `ctranslate2.Translator` for the CPU.
+def ctranslate2_model(theirs: Any, entries: int, folder: Path, **options: Any) -> Engine:
+    """Convert transformers' model with CTranslate2's converter; returns it as CTranslate2 runs it on the CPU.
 
     `theirs` is the model, and `entries` the size of our vocabulary. The converter reads and writes files in `folder`.
-    `compute` is CTranslate2's compute type, such as "int8", and `threads` the number of CPU threads.
+    `options` are the keyword arguments of `Engine`.
     """
-    import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
     class Converter(TransformersConverter):  # type: ignore[misc]  # without types
@@ -262,8 +262,7 @@ def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, 
 
     theirs.config.save_pretrained(folder / "transformers")
     Converter(str(folder / "transformers")).convert(str(folder / "ctranslate2"), force=True)
-    path = str(folder / "ctranslate2")
-    return ctranslate2.Translator(path, device="cpu", compute_type=compute, inter_threads=1, intra_threads=threads)
+    return Engine(folder / "ctranslate2", **options)
 
 
 # PyTorch.

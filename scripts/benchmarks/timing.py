@@ -36,6 +36,7 @@ class Setting:
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
     scratch: Path  # a temporary folder for a benchmark's files
     batch: int | None = None  # images or sentences per batch, for benchmarks that do not fix it; None: their default
+    in_process: bool = False  # whether contenders that otherwise have a process of their own run in this one
 
     def batch_size(self, cpu: int, cuda: int) -> int:
         """Return `batch`; if it is None, return the default for the device: `cuda` on CUDA, otherwise `cpu`."""

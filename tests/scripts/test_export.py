@@ -1,6 +1,7 @@
 """Exported models used without Triptych: by onnxruntime, torch.export and `tokenizers` alone."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torchvision
+from filelock import FileLock
 from tokenizing import BYTE_OPTIONS
 from torch import Tensor, nn
 
@@ -122,13 +124,20 @@ class ExportedModel:
 
 @pytest.fixture(scope="module")
 def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportedModel]:
-    """A function that models a wing's model, once for all tests."""
+    """A function that exports a wing's model, once for all tests, also if several processes run them."""
     models: dict[str, ExportedModel] = {}
+    parallel = "PYTEST_XDIST_WORKER" in os.environ  # then the parent of the base folder is common to all processes
+    base = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
 
     def export_wing(wing: str) -> ExportedModel:
         if wing not in models:
-            file = save_checkpoint(tmp_path_factory.mktemp(wing) / "best.pt", wing)
-            assert run(f"checkpoint={file}") == 0
+            folder = base / f"exported {wing}"
+            folder.mkdir(exist_ok=True)
+            with FileLock(folder / "lock"):
+                file, done = folder / "best.pt", folder / "done"
+                if not done.exists():
+                    assert run(f"checkpoint={save_checkpoint(file, wing)}") == 0
+                    done.touch()
             models[wing] = ExportedModel(file.with_name("best.export"), file)
         return models[wing]
 
