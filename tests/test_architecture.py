@@ -132,9 +132,10 @@ def test_one_file_imports_torch_distributed() -> None:
     assert files == ["common.machine.distributed"]
 
 
-def test_only_the_doors_and_distributed_read_the_environment() -> None:
+def test_only_the_doors_distributed_and_the_allocators_setting_read_the_environment() -> None:
     reads = re.compile(r"\bos\.(environ|getenv)|\bfrom os import .*\b(environ|getenv)\b")
-    allowed = {"common.cli.main", "common.cli.sweep", "common.machine.distributed", *DOORS}
+    machine = {f"common.machine.{name}" for name in ("allocation", "distributed")}
+    allowed = {"common.cli.main", "common.cli.sweep", *machine, *DOORS}
     wings = [file for file in FILES if not name_of(file).startswith("scripts")]
     assert {name_of(file) for file in wings if reads.search(file.read_text(encoding="utf-8"))} <= allowed
 
