@@ -27,7 +27,8 @@ _HAS_INTEL_AMX = processor.is_intel() and bool(getattr(torch.cpu, "_is_amx_tile_
 # The types for which this holds: its products are computed by MKL in fp32, and by AMX in bf16.
 _FUSED_INFERENCE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16) if _HAS_INTEL_AMX else ()
 # The type in which a cache on the CPU keeps keys and values in bf16. Without AMX, the products of a decoding step, of
-# few queries each, take a third to a half of the time in fp32.
+# few queries each, take a third to a half of the time in fp32, for twice the memory (Zen 4). The attention of a prompt,
+# of many queries, is then computed in fp32, too.
 _CACHE_DTYPE = torch.bfloat16 if _HAS_INTEL_AMX else torch.float32
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
 # 64 MiB; with gradients, a call takes three times as much memory.
@@ -201,7 +202,7 @@ class Cache:
 
 
 def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
-    """A context in which the products of fp32 queries, with the keys of a cache, stay in fp32 on the CPU."""
+    """A context in which the products of fp32 queries, which those of a cache can be, stay in fp32 on the CPU."""
     if q.is_cpu and q.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
         return torch.autocast("cpu", enabled=False)
     return nullcontext()
@@ -210,7 +211,8 @@ def _without_autocast(q: Tensor) -> AbstractContextManager[object]:
 def _as_cached(x: Tensor) -> Tensor:
     """Keys or values as a cache keeps them."""
     dtype = _CACHE_DTYPE if x.is_cpu and x.dtype == torch.bfloat16 else x.dtype
-    return x.to(dtype, memory_format=torch.contiguous_format)
+    # A conversion makes a contiguous copy; without one, `to` would return a strided view as it is.
+    return x.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

@@ -55,8 +55,9 @@ class FrozenBatchNorm(nn.Module):
 
         if not kernels.counts_changes(weight):
             return make()
-        key = None if packed_for is None else kernels.size_class(packed_for), dtype
-        cached: tuple[Tensor, Tensor] = self.weight_cache.get(key, weight, make, tuple(self.buffers()))
+        is_packed = packed_for is not None and kernels.has_packed_layout(conv, dtype)
+        size = kernels.size_class(packed_for) if packed_for is not None and is_packed else None
+        cached: tuple[Tensor, Tensor] = self.weight_cache.get((size, dtype), weight, make, tuple(self.buffers()))
         return cached
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -185,7 +185,8 @@ class Int8Projections(nn.Module):
 class Int8Convolution(FusedConvolution):
     """A convolution with its frozen norm; inputs, shortcuts and outputs are quantised.
 
-    The weight is packed in the first call for maps of a size class (`kernels.size_class`), and kept for later ones.
+    The weight is packed in the first call for maps of a size class (`kernels.size_class`). The packed weights of all
+    classes are kept, one byte per element each; a copy of the module has none.
 
     Args:
         conv: the convolution.
@@ -212,6 +213,9 @@ class Int8Convolution(FusedConvolution):
         self.geometry = [*conv.stride], [*conv.padding], [*conv.dilation], conv.groups
         self.weight, self.packed_weights = weight, dict[int, Tensor]()
         self.constants = scales, torch.zeros(len(scales), dtype=torch.int64), shift
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed_weights": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         """norm(conv(x)): (B, C, H, W) -> uint8 (B, C', H', W'), quantised by `target`."""

@@ -200,12 +200,18 @@ def convolution_relu(
 
 
 def size_class(x: Tensor) -> int:
-    """A number for the size of a map (B, C, H, W), which changes where H W passes a power of two.
+    """The number of binary digits of the number of positions H W of a map (B, C, H, W).
 
     oneDNN chooses the layout of a convolution's weight by the size of the map. A weight in another layout is repacked
-    in each call, which can take twenty times as long as the convolution. Maps of one class mostly share a layout.
+    in each call, which can take twenty times as long as the convolution. Maps of one class share a layout but for a few
+    sizes in int8.
     """
-    return (x.shape[2] * x.shape[3]).bit_length()
+    return int(x.shape[2] * x.shape[3]).bit_length()
+
+
+def has_packed_layout(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
+    """Whether `pack_convolution` changes the layout of the convolution's weight in `dtype`."""
+    return dtype != torch.float32 or conv.kernel_size == (3, 3)
 
 
 def pack_convolution(weight: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -214,7 +220,7 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
     fp32 weights are converted only if the kernel size is 3 x 3, and are returned unchanged otherwise.
     """
     assert _PACK_CONVOLUTION is not None
-    if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
+    if not has_packed_layout(conv, weight.dtype):
         return weight
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
     packed: Tensor = _PACK_CONVOLUTION(weight, *geometry, [*x.shape])

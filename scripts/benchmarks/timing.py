@@ -17,8 +17,8 @@ from torch import Tensor
 
 from scripts.benchmarks import flops
 
-# Seconds for which nothing is done after a call, or as long as the call took, if that is less. The threads of some
-# libraries spin on after their work; those of Intel's OpenMP, which CTranslate2 uses, for 0.2 s.
+# Seconds for which nothing is done after a call on the CPU, or as long as the call took, if that is less: the threads
+# of some libraries spin on after their work, such as those of Intel's OpenMP for 0.2 s.
 MAX_PAUSE = 0.3
 
 
@@ -162,13 +162,15 @@ def _time_in_turn(
 ) -> dict[str, list[float]]:
     """Call each function once per round, in random order; returns name -> its seconds in each round after warm-up.
 
-    After each call, nothing is done for a moment (`MAX_PAUSE`), so that the next one finds idle cores.
+    On the CPU, nothing is done for a moment after each call (`MAX_PAUSE`), so that after a long call, cores are idle when
+    the next one begins.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
         for name in random.Random(number).sample(list(functions), len(functions)):
             elapsed = _seconds(functions[name], device)
-            time.sleep(min(elapsed, MAX_PAUSE))
+            if device.type == "cpu":
+                time.sleep(min(elapsed, MAX_PAUSE))
             if number >= warm_up:
                 seconds[name].append(elapsed)
     return seconds

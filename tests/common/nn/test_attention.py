@@ -496,6 +496,13 @@ def test_a_cache_on_the_cpu_keeps_bf16_in_the_type_of_the_faster_products(
     torch.testing.assert_close(torch.cat(steps, dim=1).float(), exact, rtol=0, atol=0.01 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_copies_views_so_that_products_need_not(dtype: torch.dtype) -> None:
+    module = Attention(width=WIDTH, heads=HEADS).to(dtype)
+    memory = torch.randn(2, 7, WIDTH, generator=generator("views")).to(dtype)
+    assert all(tensor.is_contiguous() for tensor in module.cache_memory(memory, memory).content())
+
+
 def test_a_cache_of_selected_rows_can_be_extended() -> None:
     rng = generator("rows")
     first, second = (torch.randn(4, 3, n, 4, generator=rng) for n in (5, 2))

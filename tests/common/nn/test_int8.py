@@ -1,5 +1,7 @@
 """oneDNN's int8 operators against plain fp64 computations with the quantised values."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -207,6 +209,7 @@ def test_a_convolutions_weight_is_packed_once_for_maps_of_similar_sizes() -> Non
             y = F.conv2d(numbers(x, source), weight, shift.double(), padding=1)
             assert_rounded(quantised(x), y / target.scale + target.zero_point)
     assert len(quantised.packed_weights) == 3
+    assert torch.equal(copy.deepcopy(quantised)(x), quantised(x))
 
 
 def assert_rounded(y: Tensor, exact: Tensor) -> None:
