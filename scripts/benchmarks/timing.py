@@ -162,8 +162,8 @@ def _time_in_turn(
 ) -> dict[str, list[float]]:
     """Call each function once per round, in random order; returns name -> its seconds in each round after warm-up.
 
-    On the CPU, nothing is done for a moment after each call (`MAX_PAUSE`), so that after a long call, cores are idle when
-    the next one begins.
+    On the CPU, nothing is done for a moment after each call (`MAX_PAUSE`). The cores are then idle when the next one
+    begins, except after short calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
