@@ -1,8 +1,8 @@
 """A CTranslate2 translator that runs in a process of its own.
 
-Once it has run in the process of another contender, the products of that contender take longer: a decoding step of our
-translator by up to a half. The threads of both libraries are more than there are cores, and OpenMP's threads then sleep
-between products instead of spinning.
+Once it has run in the process of another contender, decoding by that contender takes longer, in our case by up to two
+fifths. The likely cause is that both libraries together have more threads than there are cores, so that OpenMP's
+threads sleep between products instead of spinning.
 """
 
 import multiprocessing
