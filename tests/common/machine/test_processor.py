@@ -1,4 +1,4 @@
-"""The CPU's maker, from Linux's description and, without one, from Python's."""
+"""The CPU's maker and family, from Linux's description and, without one, from Python's."""
 
 from pathlib import Path
 
@@ -27,3 +27,24 @@ def test_a_description_without_a_maker_is_not_of_intel(tmp_path: Path, monkeypat
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU implementer\t: 0x41\n")
     monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
     assert not processor.is_intel()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "expected"),
+    [
+        ("AuthenticAMD", 25, "fpu avx2 avx512f", True),
+        ("AuthenticAMD", 25, "fpu avx2 avx512fake", False),  # Zen 3
+        ("AuthenticAMD", 26, "fpu avx2 avx512f", False),  # Zen 5
+        ("GenuineIntel", 25, "fpu avx2 avx512f", False),
+    ],
+)
+def test_zen_4_is_the_member_of_its_family_with_avx_512(tmp_path: Path, monkeypatch, vendor, family, flags, expected):
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n\n"
+    (tmp_path / "cpuinfo").write_text(core * 2)
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    assert processor.is_zen_4() == expected
+
+
+def test_without_a_description_no_processor_is_taken_for_a_zen_4(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "missing")
+    assert not processor.is_zen_4()

@@ -69,12 +69,13 @@ def onednn_calls(monkeypatch):
     return shapes
 
 
-@pytest.mark.parametrize("is_faster", [True, False])
+@pytest.mark.parametrize(("is_faster", "is_zen_4"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("outputs", [20, 80])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_values_and_gradients_are_those_of_torch(kind, outputs, biased, is_faster, monkeypatch):
+def test_values_and_gradients_are_those_of_torch(kind, outputs, biased, is_faster, is_zen_4, monkeypatch):
     monkeypatch.setattr(kernels, "_IS_FASTER_THAN_MKL", is_faster)
+    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_TALL_GRADIENTS", is_zen_4)
     torch.manual_seed(0)
     x, weight, bias = INPUTS[kind](), torch.randn(outputs, 48), torch.randn(outputs) if biased else None
     for ours, theirs in zip(results(linear, x, weight, bias), results(F.linear, x, weight, bias), strict=True):
@@ -93,6 +94,16 @@ def test_only_the_required_gradients_are_computed(onednn_calls):
     weight, x = torch.randn(20, 48), torch.randn(5, 48, requires_grad=True)
     linear(x, weight).sum().backward()
     assert onednn_calls == [(20, 48), (48, 20)] and weight.grad is None
+
+
+@pytest.mark.parametrize(("outputs", "products"), [(80, 1), (20, 2)])
+def test_on_zen_4_the_gradient_of_a_weight_with_more_outputs_than_inputs_is_left_to_mkl(
+    outputs, products, onednn_calls, monkeypatch
+):
+    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_TALL_GRADIENTS", True)
+    weight = torch.randn(outputs, 48, requires_grad=True)
+    linear(torch.randn(5, 48), weight).sum().backward()
+    assert len(onednn_calls) == products and weight.grad is not None and weight.grad.is_contiguous()
 
 
 def test_single_precision_on_the_cpu_goes_to_onednn(onednn_calls):
