@@ -134,6 +134,16 @@ def test_the_bias_of_a_pair_is_that_of_its_distance_in_rows_and_columns() -> Non
         assert torch.equal(bias[:, query, key], module.table[2 + rows, 4 + columns])
 
 
+@pytest.mark.parametrize("is_zen_4", [True, False])
+def test_without_gradients_windows_are_fused_but_on_zen_4(is_zen_4: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_IS_ZEN_4", is_zen_4)
+    module = ShiftedWindowAttention(width=WIDTH, heads=HEADS, window=(WINDOW, WINDOW))
+    q = torch.zeros(2, HEADS, WINDOW**2, WIDTH // HEADS)
+    assert module.is_materialised(q, q)
+    with torch.no_grad():
+        assert module.is_materialised(q, q) == is_zen_4
+
+
 @pytest.mark.parametrize("implementation", ["materialised", "fused"])
 @pytest.mark.parametrize("shift", [0, 2])
 def test_a_block_with_a_window_attention_is_torchvisions(
