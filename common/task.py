@@ -91,6 +91,9 @@ class Data(Protocol):
 class OptionalData(Protocol):
     """Optional members of a data set."""
 
+    batch_unit: str
+    """The unit of `batch_size` in the log: "tokens" (padding included); without this member, it is "samples"."""
+
     drawn: bool
     """Whether the data are synthetic and need no pretrained weights; `Task.advice` then recommends none."""
 

@@ -84,13 +84,19 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
         *teacher.summary(run.task, precision),
         *(f"data      {line}" for line in run.data.summary()),
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
-        f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} per epoch"
+        f"steps     {total:,} of {run.data.batch_size:,} {batch_unit(run.data)} each, {per_epoch:,} per epoch"
         + (f", resuming at {run.step:,}" if run.step else ""),
         *_per_micro_batch(run),
         f"rate      {options.lr * optim.peak_rate_factor(run.schedule, total):.3g} at its peak{scaled}",
         f"folder    {run.folder}  (to resume after a stop: the same command with run_dir={run.folder} resume=auto)",
     ]
     return "\n".join(lines)
+
+
+def batch_unit(data: Data) -> str:
+    """The unit of `data.batch_size`; see `OptionalData.batch_unit`."""
+    unit: str = getattr(data, "batch_unit", "samples")
+    return unit
 
 
 def _per_micro_batch(run: Run) -> list[str]:

@@ -29,6 +29,7 @@ from common.train.sparsity import Sparsifier, SparsityOptions
 from common.train.state import (
     Run,
     accumulate,
+    batch_unit,
     checkpoint_content,
     resume_run,
     start_summary,
@@ -204,7 +205,7 @@ class Trainer:
                     speed = run.data.batch_size * run.summed_steps / (time.monotonic() - clock)
                     rate = options.lr * optim.rate_factor(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
-                    log.numbers(run.step, {**take_means(run), **extra}, {"samples_per_s": speed})
+                    log.numbers(run.step, {**take_means(run), **extra}, {f"{batch_unit(run.data)}_per_s": speed})
                     clock = time.monotonic()
                 if saves or stopping:
                     problem = self._save(run, context, regular=saves)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -77,6 +77,8 @@ class SentencePairs(ABC):
         distilled: a file of tab-separated pairs that replaces the split train, after val and test were cut from it:
             translations by a teacher (`scripts/compress.py distil=sequence`); None = the data's own pairs.
     """
+
+    batch_unit: ClassVar[str] = "tokens"
 
     source: str
     target: str

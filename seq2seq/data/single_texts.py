@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class SingleTexts(ABC):
         batch_size: maximum size of the batch of one optimizer step, in padded tokens: the number of samples times the
             number of tokens of the longest.
     """
+
+    batch_unit: ClassVar[str] = "tokens"
 
     tokenizer: WordPieceOptions
     longest: Length

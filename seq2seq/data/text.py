@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ class Text:
         cache: folder for the tokens of the splits, 2 or 4 bytes each, in a file whose name is a digest of text and
             tokenizer; None = they are held in memory.
     """
+
+    batch_unit: ClassVar[str] = "tokens"
 
     train: str | None
     val: str | None

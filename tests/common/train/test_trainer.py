@@ -333,6 +333,17 @@ def test_the_start_summary_names_what_depends_on_the_split_of_a_step(tmp_path, m
     assert "per micro-batch: focal loss: " in line
 
 
+@pytest.mark.parametrize("unit", ["samples", "tokens"])
+def test_the_log_names_the_unit_of_a_batch(tmp_path, monkeypatch, unit):
+    short = run(tmp_path)
+    if unit != "samples":
+        monkeypatch.setattr(type(short.data), "batch_unit", unit, raising=False)
+    with Log(tmp_path, main=True) as log:
+        trainer(steps=2, eval_every=2).fit(short, log, on=CPU, resume=False)
+    assert f"steps     2 of {short.data.batch_size} {unit} each, " in (tmp_path / "train.log").read_text()
+    assert f'"{unit}_per_s": ' in (tmp_path / "timing.jsonl").read_text()
+
+
 def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(Fit, "predict", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
