@@ -241,7 +241,24 @@ class SentencePairs(ABC):
     def _distilled_train(self) -> Corpus:
         assert self.distilled is not None
         source, target, notes = read_tabbed(Path(self.distilled).expanduser())
+        self._refuse_held_out(source)
         return Corpus(source, target, self.distilled, notes=[*notes, "translations of a teacher (data.distilled)"])
+
+    def _refuse_held_out(self, source: Lines) -> None:
+        """Raise UserError if a line is a source of val or test, and not of the train split that is replaced, too.
+
+        Tabs are compared as spaces, as in a file of tab-separated pairs.
+        """
+        corpora = self._corpus("val"), self._corpus("test")
+        held_out = {" ".join(line.split("\t")) for corpus in corpora for line in corpus.source}
+        found = {line for line in source if line in held_out}
+        if found and "train" not in self._corpora:
+            self._corpora |= self.load("train")
+        if found and (leaked := found - {" ".join(line.split("\t")) for line in self._corpora["train"].source}):
+            raise UserError(
+                f"data.distilled={self.distilled}: {len(leaked):,} of its sources are in val or test and not in train, "
+                f"such as {min(leaked)!r}, so it was made from another split of the data; make it again from this one."
+            )
 
     def _used(self, split: Split) -> Corpus:
         """The pairs of a split that are used. To find train's pairs that are too long, train is encoded."""
