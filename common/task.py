@@ -92,7 +92,7 @@ class OptionalData(Protocol):
     """Optional members of a data set."""
 
     batch_unit: str
-    """The unit of `batch_size` in the log: "tokens" (padding included); without this member, it is "samples"."""
+    """The unit of `batch_size`, as the log names it: "tokens" (padding included); without this member, "samples"."""
 
     drawn: bool
     """Whether the data are synthetic and need no pretrained weights; `Task.advice` then recommends none."""

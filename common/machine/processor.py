@@ -1,6 +1,7 @@
 """The maker and the family of the CPU, as far as the operating system says."""
 
 import platform
+from itertools import takewhile
 from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")  # where Linux describes the CPU
@@ -9,8 +10,9 @@ ZEN_3_AND_4 = "25"  # AMD's number of this family; of its members, only Zen 4 ha
 
 def is_intel() -> bool:
     """Whether the CPU is made by Intel."""
-    # Without Linux's description: such as "Intel64 Family 6 Model 158 Stepping 10, GenuineIntel" on Windows.
-    return "Intel" in _first_core().get("vendor_id", platform.processor())
+    core = _first_core()
+    # Without a description: such as "Intel64 Family 6 Model 158 Stepping 10, GenuineIntel" on Windows.
+    return "Intel" in (core.get("vendor_id", "") if core else platform.processor())
 
 
 def is_zen_4() -> bool:
@@ -21,10 +23,10 @@ def is_zen_4() -> bool:
 
 
 def _first_core() -> dict[str, str]:
-    """Linux's description of the first core, name -> value; with a name but no maker if it names none."""
+    """Linux's description of the first core, name -> value; empty on other systems."""
     try:
-        description = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+        with CPU_INFO.open(encoding="utf-8", errors="replace") as lines:
+            parts = [line.partition(":") for line in takewhile(str.strip, lines)]
     except OSError:
         return {}
-    lines = (line.partition(":") for line in description.split("\n\n", 1)[0].splitlines())
-    return {"vendor_id": ""} | {name.strip(): value.strip() for name, _, value in lines}
+    return {name.strip(): value.strip() for name, _, value in parts}

@@ -32,9 +32,10 @@ _CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
 # Whether oneDNN is faster than MKL in fp32 with unpacked weights.
 _IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2" and not processor.is_intel()
-# Whether MKL is faster for the gradient of a weight with at least as many outputs as inputs: oneDNN's operator copies
-# transposed factors. On Zen 4, both compute products at about the same rate.
-_IS_SLOWER_FOR_TALL_GRADIENTS = processor.is_zen_4()
+# Whether MKL is faster for the gradient of a weight with at most MAX_NARROW inputs and at least as many outputs, from
+# MIN_LONG rows on. oneDNN's operator copies transposed factors, which takes longer than what it gains on Zen 4.
+_IS_SLOWER_FOR_LONG_SUMS = processor.is_zen_4()
+MAX_NARROW, MIN_LONG = 384, 1500
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
 
@@ -313,12 +314,14 @@ class _Linear(torch.autograd.Function):
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a^T b: (n, p), (n, q) -> (p, q).
 
-    On Zen 4, MKL computes it if p >= q: for 1,500 and more rows of up to 384 channels, in 3 to 50 % less time. oneDNN
-    distributes the rows of a product over threads. A product with few long rows suits this better than one with many
-    short rows. Therefore, if p <= q, a^T b is computed directly, and otherwise as the transpose of b^T a.
+    oneDNN distributes the rows of a product over threads. A product with few long rows suits this better than one with
+    many short rows. Therefore, if p <= q, a^T b is computed directly, and otherwise as the transpose of b^T a.
     """
-    if _IS_SLOWER_FOR_TALL_GRADIENTS and a.shape[1] >= b.shape[1]:
-        return a.t() @ b
-    if a.shape[1] <= b.shape[1]:
+    (count, p), q = a.shape, b.shape[1]
+    if _IS_SLOWER_FOR_LONG_SUMS and q <= MAX_NARROW and p >= q and count >= MIN_LONG:
+        with torch.autocast("cpu", enabled=False):
+            return a.t() @ b
+    if p <= q:
         return _multiply(a.t(), b.t())
-    return _multiply(b.t(), a.t()).t()
+    # Autograd would copy a transposed gradient, and twice if it adds the gradient of another use of the weight.
+    return _multiply(b.t(), a.t()).t().contiguous()

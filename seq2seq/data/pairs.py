@@ -75,7 +75,8 @@ class SentencePairs(ABC):
         batch_size: maximum size of the batch of one optimizer step, in padded tokens: the number of pairs times the
             number of tokens of the longest side.
         distilled: a file of tab-separated pairs that replaces the split train, after val and test were cut from it:
-            translations by a teacher (`scripts/compress.py distil=sequence`); None = the data's own pairs.
+            translations by a teacher (`scripts/compress.py distil=sequence`); None = the data's own pairs. A file with
+            sources of val or test that are not in train is refused.
     """
 
     batch_unit: ClassVar[str] = "tokens"
@@ -245,20 +246,30 @@ class SentencePairs(ABC):
         return Corpus(source, target, self.distilled, notes=[*notes, "translations of a teacher (data.distilled)"])
 
     def _refuse_held_out(self, source: Lines) -> None:
-        """Raise UserError if a line is a source of val or test, and not of the train split that is replaced, too.
+        """Raise UserError if a line is a source of val or test, and not also one of the train split that is replaced.
 
-        Tabs are compared as spaces, as in a file of tab-separated pairs.
+        Tabs are compared as spaces, as in a file of tab-separated pairs. Blank lines do not count.
         """
         corpora = self._corpus("val"), self._corpus("test")
-        held_out = {" ".join(line.split("\t")) for corpus in corpora for line in corpus.source}
-        found = {line for line in source if line in held_out}
-        if found and "train" not in self._corpora:
-            self._corpora |= self.load("train")
-        if found and (leaked := found - {" ".join(line.split("\t")) for line in self._corpora["train"].source}):
+        held_out = {line.replace("\t", " ") for corpus in corpora for line in corpus.source}
+        leaked = {line for line in source if line in held_out and line.strip()}
+        if leaked:
+            leaked.difference_update(line.replace("\t", " ") for line in self._replaced_train().source)
+        if leaked:
             raise UserError(
-                f"data.distilled={self.distilled}: {len(leaked):,} of its sources are in val or test and not in train, "
-                f"such as {min(leaked)!r}, so it was made from another split of the data; make it again from this one."
+                f"data.distilled={self.distilled}: {len(leaked):,} sources of val or test are in it that are not in "
+                f"train, such as {min(leaked)!r}; translate train by scripts/compress.py distil=sequence with the "
+                "data. keys of this run."
             )
+
+    def _replaced_train(self) -> Corpus:
+        """The data's own train, which `distilled` replaces; it is not kept. It is empty if there is none."""
+        if "train" in self._corpora:
+            return self._corpora.pop("train")
+        try:
+            return self.load("train")["train"]
+        except UserError:  # the user has only the translations
+            return EMPTY_CORPUS
 
     def _used(self, split: Split) -> Corpus:
         """The pairs of a split that are used. To find train's pairs that are too long, train is encoded."""

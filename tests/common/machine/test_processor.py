@@ -13,6 +13,7 @@ def test_the_maker_is_read_from_the_description_of_the_first_core(tmp_path: Path
         f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: of the other, Intel\n\n" * 2
     )
     monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor.platform, "processor", lambda: 1 / 0)  # it starts another process
     assert processor.is_intel() == expected
 
 

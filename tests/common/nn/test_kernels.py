@@ -75,7 +75,8 @@ def onednn_calls(monkeypatch):
 @pytest.mark.parametrize("kind", INPUTS)
 def test_values_and_gradients_are_those_of_torch(kind, outputs, biased, is_faster, is_zen_4, monkeypatch):
     monkeypatch.setattr(kernels, "_IS_FASTER_THAN_MKL", is_faster)
-    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_TALL_GRADIENTS", is_zen_4)
+    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_LONG_SUMS", is_zen_4)
+    monkeypatch.setattr(kernels, "MIN_LONG", 1)
     torch.manual_seed(0)
     x, weight, bias = INPUTS[kind](), torch.randn(outputs, 48), torch.randn(outputs) if biased else None
     for ours, theirs in zip(results(linear, x, weight, bias), results(F.linear, x, weight, bias), strict=True):
@@ -96,14 +97,31 @@ def test_only_the_required_gradients_are_computed(onednn_calls):
     assert onednn_calls == [(20, 48), (48, 20)] and weight.grad is None
 
 
-@pytest.mark.parametrize(("outputs", "products"), [(80, 1), (20, 2)])
-def test_on_zen_4_the_gradient_of_a_weight_with_more_outputs_than_inputs_is_left_to_mkl(
-    outputs, products, onednn_calls, monkeypatch
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "products"),
+    [(5, 48, 80, 1), (5, 48, 48, 1), (5, 48, 20, 2), (5, 49, 80, 2), (4, 48, 80, 2)],
+)
+def test_on_zen_4_long_sums_for_narrow_weights_are_left_to_mkl(
+    rows, inputs, outputs, products, onednn_calls, monkeypatch
 ):
-    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_TALL_GRADIENTS", True)
+    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_LONG_SUMS", True)
+    monkeypatch.setattr(kernels, "MIN_LONG", 5)
+    monkeypatch.setattr(kernels, "MAX_NARROW", 48)
+    weight, x = torch.randn(outputs, inputs, requires_grad=True), torch.randn(rows, inputs)
+    y = linear(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):  # must not change the gradient of a product in fp32
+        [gradient] = torch.autograd.grad(y.sum(), weight)
+    torch.testing.assert_close(gradient, x.sum(0).expand(outputs, -1), **CLOSE)
+    assert len(onednn_calls) == products
+
+
+@pytest.mark.parametrize("is_zen_4", [True, False])
+@pytest.mark.parametrize("outputs", [20, 80])
+def test_the_gradient_of_a_weight_is_laid_out_like_the_weight(outputs, is_zen_4, onednn_calls, monkeypatch):
+    monkeypatch.setattr(kernels, "_IS_SLOWER_FOR_LONG_SUMS", is_zen_4)
     weight = torch.randn(outputs, 48, requires_grad=True)
-    linear(torch.randn(5, 48), weight).sum().backward()
-    assert len(onednn_calls) == products and weight.grad is not None and weight.grad.is_contiguous()
+    [gradient] = torch.autograd.grad(linear(torch.randn(5, 48), weight).sum(), weight)
+    assert gradient.stride() == weight.stride() and onednn_calls
 
 
 def test_single_precision_on_the_cpu_goes_to_onednn(onednn_calls):

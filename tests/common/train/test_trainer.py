@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import Stopped, UserError
 from common.files import checkpoint
 from common.files.log import Log
@@ -19,7 +21,7 @@ from common.machine import distributed
 from common.task import Goal
 from common.train import evaluator, final
 from common.train.optim import OptimizerOptions, ScheduleOptions
-from common.train.state import Run, select_weights
+from common.train.state import Run, batch_unit, select_weights
 from common.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -342,6 +344,12 @@ def test_the_log_names_the_unit_of_a_batch(tmp_path, monkeypatch, unit):
         trainer(steps=2, eval_every=2).fit(short, log, on=CPU, resume=False)
     assert f"steps     2 of {short.data.batch_size} {unit} each, " in (tmp_path / "train.log").read_text()
     assert f'"{unit}_per_s": ' in (tmp_path / "timing.jsonl").read_text()
+
+
+def test_texts_are_counted_in_tokens_and_images_and_passages_in_samples():
+    names = ["seq2seq", "gpt", "bert", "bert_classifier", "vit", "detr", "word2vec"]
+    units = [batch_unit(build(configure("train", [f"model={name}"])["data"])) for name in names]
+    assert units == ["tokens"] * 4 + ["samples"] * 3
 
 
 def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypatch):

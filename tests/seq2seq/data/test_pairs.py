@@ -261,13 +261,36 @@ def test_a_teachers_translations_replace_train_and_leave_val_and_test_as_they_ar
         missing.count("train")
 
 
+def test_translations_of_val_are_refused_without_a_train_of_the_data_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "distilled.tsv").write_text("shared\tgeteilt\n")
+    data = Toy({"val": [("shared", "y")], "test": []}, vocabulary=262, distilled=str(tmp_path / "distilled.tsv"))
+    load = data.load
+
+    def without_train(split: Split) -> dict[Split, Corpus]:
+        if split == "train":
+            raise UserError("There is no training text.")
+        return load(split)
+
+    monkeypatch.setattr(data, "load", without_train)
+    with pytest.raises(UserError, match="1 sources of val or test"):
+        data.count("train")
+
+
 def test_a_teachers_translations_of_val_or_test_are_refused_unless_train_has_them_too(tmp_path: Path) -> None:
     file = tmp_path / "distilled.tsv"
-    file.write_text("shared\tgeteilt\nseen\tgesehen\nheld out\tverdeckt\n")
-    splits: dict[Split, list[Pair]] = {"train": [("shared", "x")], "val": [("shared", "y")], "test": [("new", "z")]}
+    file.write_text("shared\tgeteilt\nseen\tgesehen\nheld out\tverdeckt\n \tleer\n")
+    splits: dict[Split, list[Pair]] = {
+        "train": [("shared", "x")],
+        "val": [("shared", "y"), (" ", "y")],
+        "test": [("new", "z")],
+    }
     assert Toy(splits, vocabulary=262, distilled=str(file)).count("train") == 3
     held_out: tuple[Split, ...] = ("val", "test")
     for split in held_out:
         leaking: dict[Split, list[Pair]] = {**splits, split: [*splits[split], ("held\tout", "y")]}
-        with pytest.raises(UserError, match="1 of its sources are in val or test and not in train, such as 'held out'"):
+        with pytest.raises(
+            UserError, match="1 sources of val or test are in it that are not in train, such as 'held out'"
+        ):
             Toy(leaking, vocabulary=262, distilled=str(file)).count("train")
