@@ -258,8 +258,7 @@ class SentencePairs(ABC):
         if leaked:
             raise UserError(
                 f"data.distilled={self.distilled}: {len(leaked):,} sources of val or test are in it that are not in "
-                f"train, such as {min(leaked)!r}; translate train by scripts/compress.py distil=sequence with the "
-                "data. keys of this run."
+                f"train, such as {min(leaked)!r}; translate train again (scripts/compress.py), with this run's data keys."
             )
 
     def _replaced_train(self) -> Corpus:
