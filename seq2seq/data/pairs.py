@@ -258,7 +258,7 @@ class SentencePairs(ABC):
         if leaked:
             raise UserError(
                 f"data.distilled={self.distilled}: {len(leaked):,} sources of val or test are in it that are not in "
-                f"train, such as {min(leaked)!r}; translate train again (scripts/compress.py), with this run's data keys."
+                f"train, such as {min(leaked)!r}; translate train again by scripts/compress.py, with this run's data."
             )
 
     def _replaced_train(self) -> Corpus:
