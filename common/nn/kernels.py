@@ -323,5 +323,6 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
             return a.t() @ b
     if p <= q:
         return _multiply(a.t(), b.t())
-    # Autograd would copy a transposed gradient, and twice if it adds the gradient of another use of the weight.
+    # Autograd would copy a transposed gradient anyway, and would add it to another gradient of a tied weight in ten times
+    # the time.
     return _multiply(b.t(), a.t()).t().contiguous()

@@ -257,17 +257,17 @@ class SentencePairs(ABC):
             leaked.difference_update(line.replace("\t", " ") for line in self._replaced_train().source)
         if leaked:
             raise UserError(
-                f"data.distilled={self.distilled}: {len(leaked):,} sources of val or test are in it that are not in "
-                f"train, such as {min(leaked)!r}; translate train again by scripts/compress.py, with this run's data."
+                f"data.distilled={self.distilled} holds sources of val or test that are not in train ({len(leaked):,}, "
+                f"such as {min(leaked)!r}); translate train again by scripts/compress.py, with this run's data."
             )
 
     def _replaced_train(self) -> Corpus:
-        """The data's own train, which `distilled` replaces; it is not kept. It is empty if there is none."""
+        """The data's own train, which `distilled` replaces; it is not kept. It is empty if it cannot be read."""
         if "train" in self._corpora:
             return self._corpora.pop("train")
         try:
             return self.load("train")["train"]
-        except UserError:  # the user has only the translations
+        except UserError:  # a run on translations needs no other train, and many users keep none
             return EMPTY_CORPUS
 
     def _used(self, split: Split) -> Corpus:
