@@ -1,9 +1,10 @@
 """oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
-core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). MKL is faster on Intel's
-processors, where the products of a backward pass took oneDNN up to 3 times as long, and on a CPU with AVX2 only (45
-GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
+core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On Zen 4, whose AVX-512 is
+no faster than AVX2, it takes 0.7 to 1 of MKL's time. MKL is faster on Intel's processors, where the products of a
+backward pass took oneDNN up to 3 times as long, and on a CPU with AVX2 only (45 GFLOP/s against oneDNN's 39 on one Zen
+3 core), except if the input has few rows and the weight is packed.
 Only this file and int8.py, which has the operators on integers, call oneDNN directly. On other devices, under
 torch.compile and torch.export, for tensor subclasses other than parameters, and under
 `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` returns False.
@@ -323,6 +324,6 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
             return a.t() @ b
     if p <= q:
         return _multiply(a.t(), b.t())
-    # Autograd would copy a transposed gradient anyway, and would add it to another gradient of a tied weight in ten times
-    # the time.
+    # Autograd would copy a transposed gradient anyway, and adding it to a tied weight's other one takes ten times as
+    # long.
     return _multiply(b.t(), a.t()).t().contiguous()
