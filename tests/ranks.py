@@ -1,6 +1,7 @@
 """Runs one function in several ranks, forked from a process that has imported everything (see nursery.py)."""
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,7 @@ def run_ranks(
     files = [folder / f"{world}-{rank}.pt" for rank in range(world)]
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_run_rank, args=(rank, world, port, timeout, file, job, arguments))
-        for rank, file in enumerate(files)
+        CONTEXT.Process(target=_run_rank, args=(rank, files, port, timeout, job, arguments)) for rank in range(world)
     ]
     for process in processes:
         process.start()
@@ -31,15 +31,19 @@ def run_ranks(
         if process.exitcode is None:
             process.kill()
     values = [torch.load(file, weights_only=True) if file.exists() else None for file in files]
-    assert [process.exitcode for process in processes] == [code] * world, values
+    codes = [process.exitcode for process in processes]
+    assert codes == [code] * world, (codes, [value if isinstance(value, str) else type(value) for value in values])
     return values
 
 
 def _run_rank(
-    rank: int, world: int, port: int, timeout: float, file: Path, job: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, files: list[Path], port: int, timeout: float, job: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings = {
+        **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(files)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+    }
     os.environ.update({name: str(value) for name, value in settings.items()})
     from common.machine import distributed
 
@@ -49,5 +53,9 @@ def _run_rank(
         value = job(*arguments)
     except Exception:
         code, value = 1, traceback.format_exc()
-    torch.save(value, file)
+    torch.save(value, files[rank])
+    if code == 0:  # the first rank holds the group's store: wait, because a slower rank may still need it
+        end = time.monotonic() + timeout
+        while not all(file.exists() for file in files) and time.monotonic() < end:
+            time.sleep(0.01)
     os._exit(code)  # a regular exit sometimes aborts in one of gloo's threads
