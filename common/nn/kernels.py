@@ -215,14 +215,18 @@ def size_class(x: Tensor) -> int:
 
 
 def has_packed_layout(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
-    """Whether `pack_convolution` changes the layout of the convolution's weight in `dtype`."""
-    return dtype != torch.float32 or conv.kernel_size == (3, 3)
+    """Whether `pack_convolution` changes the layout of the convolution's weight in `dtype`.
+
+    In fp32, the layouts of 1 x 1 kernels with a stride or with more outputs than inputs differ within a `size_class`.
+    """
+    is_reduction = conv.kernel_size == conv.stride == (1, 1) and conv.out_channels <= conv.in_channels
+    return dtype != torch.float32 or conv.kernel_size == (3, 3) or is_reduction
 
 
 def pack_convolution(weight: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Convert a convolution's weight to the layout that its kernel reads for maps of the size of x (B, C, H, W).
 
-    fp32 weights are converted only if the kernel size is 3 x 3, and are returned unchanged otherwise.
+    Weights without a packed layout (`has_packed_layout`) are returned unchanged.
     """
     assert _PACK_CONVOLUTION is not None
     if not has_packed_layout(conv, weight.dtype):
