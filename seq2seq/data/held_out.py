@@ -1,6 +1,6 @@
 """Cut val and test from the texts of train by a hash, so that no text is in two splits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000
 
 
 def cut(
-    texts: Sequence[str], shares: dict[Split, float | None], origin: str, others: Iterable[str] = ()
+    texts: Iterable[str], shares: dict[Split, float | None], origin: str, others: Iterable[str] = ()
 ) -> tuple[dict[Split, NDArray[np.int64]], int]:
     """Divide `texts` into train and the splits in `shares`; returns the rows of each, and how many texts are left out.
 
@@ -24,7 +24,7 @@ def cut(
     which are those of splits with files of their own, is not selected. Raises UserError, which names `origin`, if
     nothing remains for train.
     """
-    digests = np.fromiter(map(digest, texts), np.int64, len(texts))
+    digests = np.fromiter(map(digest, texts), np.int64)
     different, first_rows = np.unique(digests, return_index=True)  # in ascending order of the hashes
     new = ~np.isin(different, np.fromiter(map(digest, others), np.int64))
     different, first_rows = different[new], first_rows[new]

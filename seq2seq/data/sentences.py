@@ -1,9 +1,9 @@
 """Sentences for masked language modelling: the lines of a text file, or the standard library's documentation."""
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from common.types import SPLITS, Share
 from seq2seq.data import docstrings
 from seq2seq.data.held_out import cut
 from seq2seq.data.single_texts import SingleTexts
-from seq2seq.data.text_lines import TextLines
+from seq2seq.data.text_lines import TextLines, text_files
 from seq2seq.tokenizers.text import Ragged
 
 BLANK_LINE = re.compile(r"\n\s*\n")
@@ -60,9 +60,10 @@ class Sentences(SingleTexts):
     library (see docstrings.py), which has all three splits.
 
     Args, in addition to those of SingleTexts:
-        train: text file to learn from, with a sentence in each line; None = the standard library's documentation.
-        val: text file that selects the checkpoint; None = cut from train.
-        test: text file with the reported numbers; None = cut from train.
+        train: text file to learn from, with a sentence in each line, or a pattern such as 'texts/*.txt'; None = the
+            standard library's documentation.
+        val: text file or pattern of the split that selects the checkpoint; None = cut from train.
+        test: text file or pattern of the split with the reported numbers; None = cut from train.
         val_share: the fraction of train's different lines to cut as val; None = 0.1, but at most 1,000 lines.
         test_share: like `val_share`, for test.
         packed: whether consecutive lines are packed into samples of up to `longest` tokens, with an end entry between
@@ -145,7 +146,7 @@ class Sentences(SingleTexts):
         if self.train is None and path is None:
             self._texts[split] = _texts_of(paragraphs(docstrings.docstrings(split)), docstrings.origin())
         elif path is not None and split != "train":
-            self._texts[split] = _texts_of(TextLines([Path(path).expanduser()]), path)
+            self._texts[split] = _texts_of(TextLines(text_files(f"data.{split}", path)), path)
         else:
             shares: dict[Split, float | None] = {"test": self.test_share, "val": self.val_share}
             self._texts |= self._cut({name: share for name, share in shares.items() if self._path(name) is None})
@@ -157,12 +158,12 @@ class Sentences(SingleTexts):
     def _cut(self, shares: dict[Split, float | None]) -> dict[Split, Texts]:
         """Read train, and cut the splits in `shares` from it. Test comes first, so that it does not depend on val."""
         assert self.train is not None
-        texts = _texts_of(TextLines([Path(self.train).expanduser()]), self.train)
+        texts = _texts_of(TextLines(text_files("data.train", self.train)), self.train)
         if not shares:
             return {"train": texts}
         given: list[Split] = [split for split in SPLITS if split != "train" and split not in shares]
         others = (text for split in given for text in self._load(split).all())
-        parts, left_out = cut(list(texts.all()), shares, texts.origin, others)
+        parts, left_out = cut(texts.all(), shares, texts.origin, others)
         note = f"{left_out:,} {'line' if left_out == 1 else 'lines'} left out that are also in {' or '.join(shares)}"
         notes = {"train": [*texts.notes, *[note] * bool(left_out)]}
         cut_note = "cut from train by a hash of the lines"
@@ -207,15 +208,13 @@ def pack(pieces: Ragged, owners: NDArray[np.int64], longest: int) -> tuple[Ragge
     The end entries between rows are kept and count as tokens. Returns the joined pieces, and the index of the first row
     of each.
     """
-    starts, ends, firsts = list[int](), list[int](), list[int]()
-    for start, end, owner in zip(pieces.starts.tolist(), pieces.ends.tolist(), owners.tolist(), strict=True):
-        if starts and end - starts[-1] <= longest:
-            ends[-1] = end
-        else:
-            starts.append(start)
-            ends.append(end)
-            firsts.append(owner)
-    return Ragged(pieces.flat, np.array(starts, np.int64), np.array(ends, np.int64)), np.array(firsts, np.int64)
+    firsts, first = array("q"), 0
+    while first < len(pieces):
+        firsts.append(first)
+        first = int(np.searchsorted(pieces.ends, pieces.starts[first] + longest, side="right"))
+    rows = np.frombuffer(firsts, np.int64)  # the first piece of each sample
+    last = np.append(rows[1:], len(pieces))[: len(rows)] - 1
+    return Ragged(pieces.flat, pieces.starts[rows], pieces.ends[last]), owners[rows]
 
 
 def _texts_of(lines: Sequence[str], origin: str) -> Texts:

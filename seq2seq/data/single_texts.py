@@ -25,7 +25,7 @@ class WordPieceOptions:
     """The tokenizer of an encoder-only model.
 
     file: tokenizer.json, vocab.txt, vocab.json (with merges.txt beside it), or the folder that holds them; None = a
-        WordPiece is trained on the split train.
+        WordPiece is trained on the split train (its first 100 million characters).
     vocabulary: number of entries of a trained WordPiece, including the 5 special ones and all characters.
     lowercase: whether a trained WordPiece converts text to lower case and removes accents.
     """

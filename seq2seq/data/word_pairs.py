@@ -197,6 +197,11 @@ class WordPairs:
             self._read("train")
             self._read(split)
             return
+        if not sentences.lengths.sum():
+            raise UserError(
+                f"none of the {unknown:,} words of {self._origin(split)} is in the vocabulary; give a text with words "
+                "of train, or train with a lower data.words.min_count."
+            )
         bounds = passage_bounds(sentences.lengths, self.passage)
         numbers = np.arange(len(bounds) - 1)
         shares: dict[Split, NDArray[np.int64]] = {split: numbers}

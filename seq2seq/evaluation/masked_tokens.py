@@ -16,14 +16,15 @@ class MaskedSample(NamedTuple):
     tokens: int
     nats: float
     correct: int
-    unigram_nats: float
-    unigram_correct: int
+    unigram_nats: float | None  # None: train's counts of tokens are unknown
+    unigram_correct: int | None
 
 
 class MaskedTokenMetric:
     """Nats and accuracy per masked token on one split, and the same numbers of a unigram model.
 
-    The unigram model predicts every token by its frequency in train, whatever its surroundings.
+    The unigram model predicts every token by its frequency in train, whatever its surroundings. It has no numbers if
+    the frequencies are unknown.
 
     Args:
         expected: number of samples in the split; `gather` checks that none is missing. None = no check.
@@ -49,7 +50,7 @@ class MaskedTokenMetric:
         self.samples = gather_samples(self.samples, self.expected)
 
     def compute(self) -> dict[str, float]:
-        """Compute `nats`, `accuracy`, `unigram_nats` and `unigram_accuracy`, each per masked token.
+        """Compute `nats`, `accuracy` and, if known, `unigram_nats` and `unigram_accuracy`, each per masked token.
 
         Example: a sample with two masked tokens of probabilities 1/2 (correct) and 1/4 (wrong), and a sample with one
         of probability 1/8 (wrong), have nats = (1 + 2 + 3) ln 2 / 3 = 2 ln 2, and accuracy = 1/3.
@@ -58,19 +59,23 @@ class MaskedTokenMetric:
         sums = {
             "nats": math.fsum(sample.nats for sample in self.samples),
             "accuracy": sum(sample.correct for sample in self.samples),
-            "unigram_nats": math.fsum(sample.unigram_nats for sample in self.samples),
-            "unigram_accuracy": sum(sample.unigram_correct for sample in self.samples),
         }
+        costs = [sample.unigram_nats for sample in self.samples if sample.unigram_nats is not None]
+        hits = [sample.unigram_correct for sample in self.samples if sample.unigram_correct is not None]
+        if len(costs) == len(hits) == len(self.samples):
+            sums |= {"unigram_nats": math.fsum(costs), "unigram_accuracy": sum(hits)}
         return {name: total / tokens if tokens else math.nan for name, total in sums.items()}
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Return a table with a header and two rows: the model, and the unigram model."""
+        """Return a table with a header and two rows: the model, and the unigram model if it has numbers."""
         numbers = self.compute()
-        return [
+        rows: list[tuple[Any, ...]] = [
             ("model", "nats", "accuracy"),
             ("this", numbers["nats"], numbers["accuracy"]),
-            ("unigram", numbers["unigram_nats"], numbers["unigram_accuracy"]),
         ]
+        if "unigram_nats" in numbers:
+            rows.append(("unigram", numbers["unigram_nats"], numbers["unigram_accuracy"]))
+        return rows
 
     def write(self, folder: Path) -> None:
         """Write `masked.csv` with a row for each sample: the fields of `MaskedSample`. Only rank 0 writes."""

@@ -16,7 +16,8 @@ Differs from word2vec.c:
   variance is smaller.
 - The sigmoid is exact. word2vec.c reads it from a table of 1,000 values between -6 and 6. Beyond, negative sampling
   takes 0 or 1, and hierarchical softmax skips the update.
-- There is no word for the end of a sentence.
+- There is no word for the end of a sentence. A sentence of more than 1,000 words is divided before frequent words are
+  left out, and not afterwards.
 """
 
 from collections.abc import Iterator

@@ -56,6 +56,8 @@ class LanguageModelling:
                 embedding stands for the same token as before. Without it, the run trains a tokenizer on its own data.
         """
         refuse_other_data(data, "amounts", "text in blocks, which language models need", "data=text or data=text_gpt2")
+        if predict.attention:
+            raise UserError("task.predict.attention=true: a language model has no cross-attention to show; use false.")
         self.data, self.options, self.keep_tokenizer = data, predict, keep_tokenizer
         self.unanswered: list[str] = []  # see OptionalTask
 

@@ -30,6 +30,7 @@ from seq2seq.importing import bert as importing
 from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.single_texts import SingleTextTask, on_device_of
 from seq2seq.tokenizers.stored import restore_vocabulary
+from seq2seq.tokenizers.vocabulary import CONTINUATION
 
 BLANKS = ("[MASK]", "<mask>")  # what stands for a blank in a user's text, whatever the tokenizer's own text is
 
@@ -122,6 +123,7 @@ class MaskedLanguageModelling(SingleTextTask):
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy of the masked tokens in nats: its sum, divided by their number in the step. No parts."""
+        self.refuse_long_samples(model, batch)
         masked = self._mask(batch)
         targets = on_device_of(model, masked.targets)
         nats = F.cross_entropy(self._logits(model, batch["rows"], masked), targets, reduction="sum")
@@ -144,43 +146,47 @@ class MaskedLanguageModelling(SingleTextTask):
         """One answer for each sample.
 
         To a batch of the data, an answer has tokens (the number of masked tokens), nats (summed over these), correct
-        (how many are predicted), and the same two numbers of the unigram model, unigram_nats and unigram_correct. To a
-        batch of `read`, an answer has `blanks`, a list with the fillings of each blank: records {name, share, text},
-        most probable first. `text` is the sentence with this filling, and for other blanks the most probable one. A
-        text that cannot be answered has no blanks, and `problem`, the reason.
+        (how many are predicted), and the same two numbers of the unigram model, unigram_nats and unigram_correct, which
+        are None if the checkpoint does not say how often each entry occurs in train.
+
+        To a batch of `read`, an answer has `blanks`, a list with the fillings of each blank: records {name, share,
+        text}, most probable first. `text` is the sentence with this filling, and for other blanks the most probable
+        one. A text that cannot be answered has no blanks, and `problem`, the reason.
         """
         if "problems" in batch:
             return self.user_answers(model, batch)
+        self.refuse_long_samples(model, batch)
         masked = self._mask(batch)
         logits, targets = self._logits(model, batch["rows"], masked), on_device_of(model, masked.targets)
         nats = F.cross_entropy(logits, targets, reduction="none").double().cpu()  # (M,)
         correct = (logits.argmax(1) == targets).cpu()
-        unigram, most_frequent = self._unigram()
-        guesses, costs = masked.targets == most_frequent, unigram[masked.targets]
-        parts = (part.split(masked.counts) for part in (nats, correct, costs, guesses))
+        parts = (part.split(masked.counts) for part in (nats, correct, masked.targets))
+        unigram = self._unigram()
         return [
-            {
-                "tokens": len(own),
-                "nats": float(own.sum()),
-                "correct": int(hits.sum()),
-                "unigram_nats": float(cost.sum()),
-                "unigram_correct": int(guess.sum()),
-            }
-            for own, hits, cost, guess in zip(*parts, strict=True)
+            {"tokens": len(own), "nats": float(own.sum()), "correct": int(hits.sum()), **_unigram_answer(unigram, ids)}
+            for own, hits, ids in zip(*parts, strict=True)
         ]
+
+    def evaluation_notes(self) -> list[str]:
+        """A sentence if the unigram model has no numbers."""
+        if self._token_counts():
+            return []
+        return ["the checkpoint does not say how often each token occurs in its training text, so no unigram_nats"]
 
     def _token_counts(self) -> list[int]:
         if self._counts is None:
             self._counts = self.data.token_counts().tolist()
         return self._counts
 
-    def _unigram(self) -> tuple[Tensor, int]:
-        """The nats of each entry under the unigram model, float64 (V,), and the most frequent entry.
+    def _unigram(self) -> tuple[Tensor, int] | None:
+        """The nats of each entry under the unigram model, float64 (V,), and the most frequent entry; None if unknown.
 
-        Counts are increased by one, so that no entry has probability zero. Without counts, all entries are equal.
+        Counts are increased by one, so that no entry has probability zero.
         """
         size = self.data.text_tokenizer().size
-        counts: NDArray[np.int64] = np.array(self._token_counts() or np.zeros(size, np.int64))
+        counts: NDArray[np.int64] = np.array(self._token_counts(), np.int64)
+        if not len(counts):
+            return None
         if len(counts) != size:
             raise UserError(
                 f"The checkpoint counts {len(counts):,} entries, and its tokenizer has {size:,}; give another one."
@@ -267,8 +273,18 @@ class MaskedLanguageModelling(SingleTextTask):
         ]
 
 
+def _unigram_answer(unigram: tuple[Tensor, int] | None, ids: Tensor) -> dict[str, Any]:
+    """The unigram model's part of the answer to a sample with these masked tokens (M,)."""
+    if unigram is None:
+        return {"unigram_nats": None, "unigram_correct": None}
+    nats, most_frequent = unigram
+    return {"unigram_nats": float(nats[ids].sum()), "unigram_correct": int((ids == most_frequent).sum())}
+
+
 def _records(text: str, fillings: list[list[tuple[str, float]]]) -> list[list[dict[str, Any]]]:
     """The records {name, share, text} of each blank of a text, given the names and shares of its fillings."""
+    if text.lstrip().startswith(BLANKS):  # nothing is before the first blank to which a filling could be joined
+        fillings = [[(name.removeprefix(CONTINUATION), share) for name, share in fillings[0]], *fillings[1:]]
     best = [names[0][0] for names in fillings]
     return [
         [
@@ -284,5 +300,6 @@ def _filled(text: str, names: list[str]) -> str:
     for name in names:
         start, blank = min((text.find(blank), blank) for blank in BLANKS if blank in text)
         before, after = text[:start], text[start + len(blank) :]
-        text = before.rstrip() + name.removeprefix("##") + after if name.startswith("##") else before + name + after
+        is_joined = name.startswith(CONTINUATION)
+        text = (before.rstrip() + name.removeprefix(CONTINUATION) if is_joined else before + name) + after
     return text

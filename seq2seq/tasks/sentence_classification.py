@@ -121,6 +121,7 @@ class SentenceClassification(SingleTextTask):
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy in nats, summed over the batch and divided by the number of texts in the step. No parts."""
+        self.refuse_long_samples(model, batch)
         logits, labels = self._logits(model, batch), on_device_of(model, batch["labels"])
         nats = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.loss_options.smoothing)
         return nats / normalisers["texts"], {}
@@ -138,7 +139,10 @@ class SentenceClassification(SingleTextTask):
         An answer has log_probabilities (K,) in nats, and label (index), name and share (probability) of the most
         probable class. In a batch of `read`, a text that cannot be answered has only `problem`, the reason.
         """
-        return self.user_answers(model, batch) if "problems" in batch else self.text_answers(model, batch)
+        if "problems" in batch:
+            return self.user_answers(model, batch)
+        self.refuse_long_samples(model, batch)
+        return self.text_answers(model, batch)
 
     def text_answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """The classes of the texts of a batch, see `answers`."""

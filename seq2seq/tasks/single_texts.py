@@ -48,6 +48,15 @@ class SingleTextTask(ABC):
         """Why a text of these tokens (n,) cannot be answered, although it is short enough; None if it can."""
         return None
 
+    def refuse_long_samples(self, model: nn.Module, batch: Batch) -> None:
+        """Raise UserError if a sample of a batch of the data is longer than the model allows."""
+        longest, count = getattr(model, "longest", None), batch["tokens"].shape[1]
+        if longest is not None and count > longest:
+            raise UserError(
+                f"a sample has {count:,} tokens, more than model.longest={longest:,}, for which the model has "
+                f"positions; give data.longest={longest}, or raise model.longest for a new model."
+            )
+
     def user_answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """An answer for each text of a batch from `read`.
 

@@ -8,7 +8,6 @@ Differs: SentencePiece replaces each space by U+2581, so that a U+2581 in the te
 keeps spaces.
 """
 
-import itertools
 import json
 import re
 import unicodedata
@@ -37,7 +36,9 @@ SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
 PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a character range of a regular expression
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
 MIN_PAIR_COUNT = 2  # two entries are merged into a new one only if they are adjacent at least this often
-ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory of its Python objects
+# Maximum number of sentences, and of characters, per call of the library; they limit the memory of its objects, which
+# is about 100 bytes a character.
+ENCODING_CHUNK, ENCODING_CHARACTERS = 10_000, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,16 +315,22 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def encode_in_chunks(library: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
-    """Yield the ids of each text, which the library encodes in parallel, `ENCODING_CHUNK` texts at a time."""
+    """Yield the ids of each text, which the library encodes in parallel, as many as `chunks` gives at a time."""
     for chunk in chunks(texts):
         for encoding in library.encode_batch_fast(chunk, add_special_tokens=False):
             yield encoding.ids
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield `ENCODING_CHUNK` texts at a time."""
-    remaining = iter(texts)
-    while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
+    """Yield up to `ENCODING_CHUNK` texts at a time, or fewer that have `ENCODING_CHARACTERS` together."""
+    chunk, characters = list[str](), 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == ENCODING_CHUNK or characters >= ENCODING_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 

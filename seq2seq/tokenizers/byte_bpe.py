@@ -19,7 +19,13 @@ from common.data.opening import read_json, read_text
 from common.errors import UserError
 from common.files import schema
 from seq2seq.tokenizers.bpe import byte_alphabet, readable
-from seq2seq.tokenizers.vocabulary import VocabularyTokenizer, entries_mistake, find_special, in_order_of_ids
+from seq2seq.tokenizers.vocabulary import (
+    CONTINUATION,
+    VocabularyTokenizer,
+    entries_mistake,
+    find_special,
+    in_order_of_ids,
+)
 
 FILES = ("vocab.json", "merges.txt")
 SPECIAL_NAMES = {
@@ -92,8 +98,9 @@ class ByteBpe(VocabularyTokenizer):
         return [self.entries[i] if i in self.special_entries.ids else readable(_bytes_of(self.entries[i])) for i in ids]
 
     def filling(self, id: int) -> str:
-        """Return an entry's text without a space before it; bytes of an incomplete character as <0xE4>."""
-        return self.pieces([id])[0].removeprefix("\u2581")
+        """Return an entry's text, with ## instead of no space before it; bytes of an incomplete character as <0xE4>."""
+        piece = self.pieces([id])[0]
+        return piece.removeprefix("\u2581") if piece.startswith("\u2581") else f"{CONTINUATION}{piece}"
 
     def begins_word(self, id: int) -> bool:
         """Whether an entry begins with a space. A sign without a space before it belongs to the word before it."""

@@ -78,11 +78,17 @@ class Ragged:
     @classmethod
     def of(cls, rows: Iterable[list[int]], end: int) -> "Ragged":
         """Store rows of token ids as int32, each followed by the id `end`."""
+        return cls.of_parts(((row, True) for row in rows), end)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[tuple[list[int], bool]], end: int) -> "Ragged":
+        """Store rows of token ids as `of` does; a row is given in parts, the last of which is True."""
         flat, bounds = array("i"), array("q", [0])
-        for row in rows:
-            flat.fromlist(row)
-            flat.append(end)
-            bounds.append(len(flat))
+        for part, is_last in parts:
+            flat.fromlist(part)
+            if is_last:
+                flat.append(end)
+                bounds.append(len(flat))
         positions = np.frombuffer(bounds, np.int64)
         return cls(np.frombuffer(flat, np.int32), positions[:-1], positions[1:])
 

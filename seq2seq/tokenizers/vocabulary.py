@@ -4,10 +4,12 @@ The entries keep the ids that the published files give them, unlike those of bpe
 published model's embeddings are used as they are.
 """
 
+import itertools
 import json
+import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import tokenizers
@@ -16,6 +18,10 @@ from common.decoding.contract import SpecialIds
 from common.errors import UserError
 from seq2seq.tokenizers.bpe import TokenizerOptions, encode_in_chunks
 from seq2seq.tokenizers.text import Ragged
+
+CONTINUATION = "##"  # begins the name of an entry that is joined to what is before it
+MAX_PART = 1 << 18  # characters of a text that are encoded at once
+WORD_BREAK = re.compile(r"\w (?=\w)")
 
 
 class SpecialEntries(NamedTuple):
@@ -85,7 +91,16 @@ class VocabularyTokenizer(ABC):
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
         """Return the ids of each text as an int32 row that ends with `special.end`."""
-        return Ragged.of(encode_in_chunks(self.library, texts), self.special.end)
+        ends_text = deque[bool]()
+
+        def parts() -> Iterator[str]:
+            for text in texts:
+                for start, stop in spans(text):
+                    ends_text.append(stop == len(text))
+                    yield text[start:stop]
+
+        encoded = encode_in_chunks(self.library, parts())
+        return Ragged.of_parts(((ids, ends_text.popleft()) for ids in encoded), self.special.end)
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -97,7 +112,7 @@ class VocabularyTokenizer(ABC):
 
     @abstractmethod
     def filling(self, id: int) -> str:
-        """Return an entry as the filling of a blank in a text, without a space before it."""
+        """Return an entry as the filling of a blank in a text; with ## before it if it has no space before it."""
 
     @abstractmethod
     def begins_word(self, id: int) -> bool:
@@ -110,6 +125,21 @@ class VocabularyTokenizer(ABC):
     def state(self) -> str:
         """Return the tokenizer as JSON text, from which it can be rebuilt without other files."""
         return json.dumps({"kind": self.kind, "entries": self.entries, **self.content()})
+
+
+def spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the starts and ends of the parts of a text, of at most `MAX_PART` characters, that are encoded separately.
+
+    A part ends before a space between two words, so that the ids are those of the whole text. In a part without such a
+    space, the last word may be cut.
+    """
+    start = 0
+    while len(text) - start > MAX_PART:
+        *_, space = itertools.chain([None], WORD_BREAK.finditer(text, start + MAX_PART // 2, start + MAX_PART))
+        stop = start + MAX_PART if space is None else space.start() + 1
+        yield start, stop
+        start = stop
+    yield start, len(text)
 
 
 def in_order_of_ids(ids: dict[str, int], origin: str) -> list[str]:

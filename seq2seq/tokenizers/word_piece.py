@@ -11,7 +11,7 @@ pairs, as in byte-pair encoding, starting from characters.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,11 +22,17 @@ from common.data.opening import read_json, read_text
 from common.errors import UserError
 from common.files import schema
 from seq2seq.tokenizers.bpe import MIN_PAIR_COUNT
-from seq2seq.tokenizers.vocabulary import VocabularyTokenizer, entries_mistake, find_special, in_order_of_ids
+from seq2seq.tokenizers.vocabulary import (
+    CONTINUATION,
+    VocabularyTokenizer,
+    entries_mistake,
+    find_special,
+    in_order_of_ids,
+    spans,
+)
 
 FILE = "vocab.txt"
 SETTINGS_FILE = "tokenizer_config.json"  # beside vocab.txt: whether text is lowercased, and the like
-CONTINUATION = "##"
 SPECIAL_SYMBOLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL_NAMES = {
     "begin": ("[CLS]",),
@@ -36,6 +42,7 @@ SPECIAL_NAMES = {
     "mask": ("[MASK]",),
 }
 MAX_WORD = 100  # characters; a longer word is unknown, as in BERT
+MAX_TRAINING_CHARACTERS = 100_000_000  # from which a vocabulary is trained
 MAX_ALPHABET = 1000  # maximum number of characters that training starts from; rarer ones are unknown
 
 
@@ -87,14 +94,16 @@ class WordPiece(VocabularyTokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, *, lowercase: bool) -> "WordPiece":
-        """Train a tokenizer of `vocabulary` entries. The same texts give the same entries.
+        """Train a tokenizer of `vocabulary` entries on the first `MAX_TRAINING_CHARACTERS`.
+
+        The same texts give the same entries.
 
         `lowercase` also removes accents, as in BERT. The first entries are the special ones, the characters, and the
         characters that continue a word. Raises UserError when `vocabulary` is too small for these, or larger than the
         number of entries that the texts give.
         """
         settings = Settings(lowercase=lowercase, strip_accents=lowercase, chinese_characters=True)
-        lines = list(texts)
+        lines = list(_first(texts))
         library = _splitter(settings)
         alphabet = _alphabet(lines, library)
         # The trainer would give the ids of continuing characters, and with them the order of equally frequent merges,
@@ -206,6 +215,17 @@ def _settings(lowercase: Any, strip_accents: Any, chinese_characters: Any) -> Se
         strip_accents=bool(lowercase if strip_accents is None else strip_accents),
         chinese_characters=bool(chinese_characters),
     )
+
+
+def _first(texts: Iterable[str]) -> Iterator[str]:
+    """The first `MAX_TRAINING_CHARACTERS` of all texts, in parts."""
+    room = MAX_TRAINING_CHARACTERS
+    for text in texts:
+        for start, stop in spans(text[:room]):
+            yield text[start:stop]
+        room -= len(text)
+        if room <= 0:
+            return
 
 
 def _splitter(settings: Settings) -> tokenizers.Tokenizer:

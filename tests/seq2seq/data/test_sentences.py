@@ -11,7 +11,7 @@ from berts import sentences
 from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
-from seq2seq.data.sentences import Sentences, divide, paragraphs
+from seq2seq.data.sentences import Sentences, divide, pack, paragraphs
 from seq2seq.tokenizers.text import Ragged
 from seq2seq.tokenizers.word_piece import WordPiece
 
@@ -108,6 +108,35 @@ def test_packed_samples_hold_whole_lines_with_end_entries_between_them(file):
         first = samples(data)[i + 1][1:-1]
         first = first[: first.index(3)] if 3 in first else first
         assert length + 1 + len(first) > 30
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packing_is_that_of_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 14, size=rng.integers(0, 60))
+    rows = Ragged.of(([7] * int(length) for length in lengths), 3)
+    pieces, owners = divide(rows, 10)
+    expected: list[list[int]] = []  # start, end and owner of each sample
+    for start, end, owner in zip(pieces.starts.tolist(), pieces.ends.tolist(), owners.tolist(), strict=True):
+        if expected and end - expected[-1][0] <= 10:
+            expected[-1][1] = end
+        else:
+            expected.append([start, end, owner])
+    packed, firsts = pack(pieces, owners, 10)
+    assert [list(row) for row in zip(packed.starts, packed.ends, firsts, strict=True)] == expected
+
+
+def test_a_pattern_names_several_files(file, tmp_path):
+    (tmp_path / "more.txt").write_text("\n".join(TEXTS[:5]) + "\n")
+    both, one = data_of(tmp_path / "*.txt"), data_of(file)
+    texts = [sum(len(data._load(split).rows) for split in ("train", "val", "test")) for data in (both, one)]
+    assert texts[0] == texts[1] + 5 - both_left_out(both)
+
+
+def both_left_out(data: Sentences) -> int:
+    """Texts of both files of which one is in val or test, as the notes count them."""
+    notes = [note for note in data._load("train").notes if "left out that are also" in note]
+    return int(notes[0].split()[0]) if notes else 0
 
 
 def test_rows_are_divided_into_pieces_of_equal_length():

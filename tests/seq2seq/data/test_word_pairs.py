@@ -160,6 +160,14 @@ def test_words_of_val_that_are_not_in_train_are_left_out(tmp_path: Path) -> None
     assert "2 unknown words are left out" in words.split_summary("val")[0]
 
 
+def test_a_file_without_a_known_word_is_refused(tmp_path: Path) -> None:
+    val = tmp_path / "val"
+    val.write_text("unheard words\n")
+    words = data(train=str(write(tmp_path / "train", 100)), val=str(val))
+    with pytest.raises(UserError, match=r"none of the 2 words of .*val is in the vocabulary"):
+        words.count("val")
+
+
 def test_a_pattern_names_several_files_and_a_file_without_line_ends_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", 20), write(tmp_path / "b.txt", 20)
     (tmp_path / "c.txt").write_text("w1 w2 " * 3000)  # as text8: one line

@@ -117,6 +117,11 @@ def test_a_block_longer_than_the_context_is_refused(built: Built) -> None:
         evaluated(task, model)
 
 
+def test_pictures_of_attention_are_refused(built: Built) -> None:
+    with pytest.raises(UserError, match="no cross-attention"):
+        built("task.predict.attention=true")
+
+
 def test_the_results_state_the_stride(built: Built) -> None:
     task, _ = built("data.stride=3", "data.tokenizer.lowercase=true")
     first, second = task.evaluation_notes()

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.train import optim
 from common.train.optim import OptimizerOptions
 from common.train.step import Stepper
-from seq2seq.tasks.masked_language_modelling import MaskedLanguageModelling, _filled
+from seq2seq.tasks.masked_language_modelling import MaskedLanguageModelling, _filled, _records
 
 SMALL = ["width=16", "heads=2", "layers=1", "feedforward=24", "longest=40", "blocks.dropout=0"]
 SMALL += ["blocks.attention_dropout=0"]
@@ -126,6 +126,30 @@ def test_the_unigram_model_counts_train_and_is_stored(file):
     assert restored.state() == task.state() and restored.answers(model, batch) == answers
 
 
+def test_the_unigram_model_has_no_numbers_for_a_checkpoint_without_counts(file):
+    """That of imported weights. A guess would look like a measured number."""
+    task, model = task_and_model(file)
+    batch = task.data.collate([task.data.sample("val", i, None) for i in range(3)])
+    state = task.state()
+    assert not task.evaluation_notes()
+    task.restore({**state, "token_counts": []})
+    metric = task.metric("val")
+    metric.expected = None
+    metric.update(batch, task.answers(model, batch))
+    metric.gather()
+    assert metric.compute().keys() == {"nats", "accuracy"} and len(metric.details()) == 2
+    assert "how often each token occurs" in task.evaluation_notes()[0]
+
+
+def test_a_sample_longer_than_the_model_allows_is_refused_with_the_datas_key(file):
+    task, model = task_and_model(file)
+    batch = task.data.collate([task.data.sample("val", 0, None)])
+    model.longest = 3
+    for compute in (lambda: task.answers(model, batch), lambda: task.loss(model, batch, task.normalisers(batch))):
+        with pytest.raises(UserError, match=r"more than model.longest=3.*give data.longest=3"):
+            compute()
+
+
 def test_blanks_are_filled_with_shares_that_are_those_of_the_model(file):
     task, model = task_and_model(file, "task.predict.top=3")
     redrawn(model)
@@ -154,6 +178,12 @@ def test_blanks_are_filled_with_shares_that_are_those_of_the_model(file):
 )
 def test_fillings_are_put_into_the_text(text, names, expected):
     assert _filled(text, names) == expected
+
+
+def test_a_filling_without_a_space_before_it_is_joined_except_at_the_start():
+    records = _records("a [MASK] runs", [[("##s", 0.6), ("man", 0.4)]])
+    assert [(record["name"], record["text"]) for record in records[0]] == [("##s", "as runs"), ("man", "a man runs")]
+    assert _records("<mask> runs", [[("##He", 1.0)]]) == [[{"name": "He", "share": 1.0, "text": "He runs"}]]
 
 
 def test_a_text_on_the_command_line_and_lines_of_a_file_are_answered(file, tmp_path):

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from common.errors import UserError
-from seq2seq.tokenizers import files
+from seq2seq.tokenizers import bpe, files
 from seq2seq.tokenizers.bpe import byte_alphabet
 from seq2seq.tokenizers.byte_bpe import ByteBpe
 from seq2seq.tokenizers.stored import restore
@@ -33,6 +33,30 @@ ALPHABETS = [
     "0123456789½²",
 ]
 SPECIAL = {"roberta": ["<s>", "<pad>", "</s>", "<unk>"], "gpt2": []}
+
+
+def test_a_filling_says_whether_a_space_is_before_it(folder: Path) -> None:
+    tokenizer, _ = files.read(folder)
+    for id in tokenizer.encode("man") + tokenizer.encode(" man"):
+        entry = tokenizer.entries[id]
+        expected = entry.removeprefix("\u0120") if entry.startswith("\u0120") else f"##{entry}"
+        assert tokenizer.filling(id) == expected
+
+
+def test_a_long_text_has_the_ids_of_the_whole_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of it are encoded separately. Runs of spaces and signs are no places for a cut."""
+    monkeypatch.setattr("seq2seq.tokenizers.vocabulary.MAX_PART", 50)
+    monkeypatch.setattr(bpe, "ENCODING_CHARACTERS", 120)
+    tokenizer, _ = files.read(folder)
+    rng = random.Random(1)
+    words = "A man is  riding , a horse\tin 2019 über die   Brücke".split(" ")
+    samples = [" ".join(rng.choices(words, k=count)) for count in (3, 200, 1, 41, 0, 90)]
+    rows = tokenizer.encode_all(samples)
+    assert [rows[i].tolist() for i in range(len(rows))] == [
+        [*tokenizer.encode(text), tokenizer.special.end] for text in samples
+    ]
+    unbroken = "x" * 500
+    assert tokenizer.decode(tokenizer.encode_all([unbroken])[0].tolist()).replace(" ", "") == unbroken
 
 
 def texts() -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import decoders
 
 from common.errors import UserError
-from seq2seq.tokenizers import files
+from seq2seq.tokenizers import files, vocabulary, word_piece
 from seq2seq.tokenizers.stored import restore
 from seq2seq.tokenizers.word_piece import SPECIAL_SYMBOLS, WordPiece
 
@@ -31,6 +31,26 @@ TEXTS = [
     "##ing a##b # ## unaffable",
     "$5.00 ^_^ «quoted» — dashes…",
 ]
+
+
+def test_a_long_text_has_the_ids_of_the_whole_text_and_trains_the_same_entries(monkeypatch) -> None:
+    whole = WordPiece.train(TRAINING, 120, lowercase=True)
+    joined = " ".join(TRAINING)
+    ids = whole.encode(joined)
+    monkeypatch.setattr(vocabulary, "MAX_PART", 40)
+    rows = whole.encode_all([joined, "", joined])
+    assert [rows[i].tolist() for i in range(3)] == [[*ids, 3], [3], [*ids, 3]]
+    assert WordPiece.train(TRAINING, 120, lowercase=True).entries == whole.entries
+
+
+def test_training_reads_no_more_than_its_first_characters(monkeypatch) -> None:
+    limited = [*TRAINING, "zebra quagga " * 20]
+    monkeypatch.setattr(word_piece, "MAX_TRAINING_CHARACTERS", sum(map(len, TRAINING)))
+    assert (
+        WordPiece.train(limited, 120, lowercase=True).entries == WordPiece.train(TRAINING, 120, lowercase=True).entries
+    )
+
+
 ALPHABETS = [
     "aeimnrst AEM",
     " \t\n\u00a0\u2028\u200b'.,;-",
