@@ -41,6 +41,7 @@ SUITES = {
     "swin": "scripts.benchmarks.swin",
     "seq2seq": "scripts.benchmarks.seq2seq",
     "gpt": "scripts.benchmarks.gpt",
+    "word2vec": "scripts.benchmarks.word2vec",
     "coco": "scripts.benchmarks.coco",
 }
 ROUNDS, WARM_UP = 20, 3

@@ -14,6 +14,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "transformers",
+    "gensim",
     "timm",
     "ctranslate2",
     "openvino",

@@ -16,8 +16,8 @@ from tokenizers import decoders, normalizers, processors
 from scripts.exporting.plan import Comparison
 from seq2seq.tokenizers.bpe import BYTE_SYMBOLS, EOS, SPECIAL_NAMES, SPECIAL_SYMBOLS, UNK, Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
-from seq2seq.tokenizers.vocabulary import VocabularyTokenizer
-from seq2seq.tokenizers.word_piece import CONTINUATION, WordPiece
+from seq2seq.tokenizers.vocabulary import CONTINUATION, VocabularyTokenizer
+from seq2seq.tokenizers.word_piece import WordPiece
 
 COUNT, LENGTH, SEED = 50, 12, 0  # number of texts decoded from random ids, ids per text, and their seed
 TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x", "日本 語", "<s> </s>", "👍🏽!", "</unk")

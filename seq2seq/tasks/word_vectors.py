@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -31,11 +32,12 @@ from seq2seq.tokenizers.words import Vocabulary
 
 MAX_SPELLINGS = 100_000  # the most frequent words, among which the spelling of an unknown word is searched
 SIGNS = {"+": 1, "-": -1}
+SIMILAR = "~"  # between two words or sums of words whose cosine is asked for
 VECTOR_FILES = {"text": "vectors.txt", "binary": "vectors.bin"}
 # Limit on the rate times the expected number of decisions on the most frequent row in a block. Summed updates of one
 # row overshoot if this number, times the mean of p (1 - p) |v|^2 over the row's decisions, is not well below 1. Between
-# 1 and 16, neighbours on Multi30k hardly depend on it (RESULTS.md); 16 is too much for the trees of tiny vocabularies.
-MAX_SUMMED_RATE = 4.0
+# 1 and 16, neighbours on Multi30k hardly depend on it; on Python's documentation, they are worse above 2 (RESULTS.md).
+MAX_SUMMED_RATE = 2.0
 
 
 class WordVectorsState(TypedDict):
@@ -180,13 +182,15 @@ class WordVectors:
     def _answer(self, units: Tensor, query: str) -> Answer:
         """The neighbours of a query, or its problem; units (V, C) are the vectors of all words, of norm 1."""
         try:
-            terms = self._parse(query)
+            terms, *others = map(self._parse, _sides(query))
         except UserError as error:
             return {"problem": str(error)}
+        target = _sum(units, terms)
+        if others:
+            cosine = F.cosine_similarity(target, _sum(units, others[0]), 0)
+            return {"neighbours": [{"word": _sides(query)[1], "cosine": float(cosine)}]}
         used = self.options.most_frequent or len(self.data.vocabulary)
-        signs = torch.tensor([sign for sign, _ in terms], dtype=units.dtype, device=units.device)
         words = [word for _, word in terms]
-        target = signs @ units[words]
         excluded = [word for word in words if word < used]
         cosines, indices = nearest(units[:used], target[None], [excluded], self.options.neighbours)
         pairs = zip(cosines[0].tolist(), indices[0].tolist(), strict=True)
@@ -205,7 +209,7 @@ class WordVectors:
         if len(signs) != len(words) or not {*signs} <= SIGNS.keys() or not words:
             raise UserError(
                 f"{query!r} is no query; expected a word, or words with + and - between them, such as 'king - man + "
-                "woman'."
+                f"woman', or two of these with {SIMILAR} between them, such as 'king {SIMILAR} queen'."
             )
         return [(SIGNS[sign], self._index(word)) for sign, word in zip(signs, words, strict=True)]
 
@@ -221,9 +225,9 @@ class WordVectors:
     def predict(self, model: nn.Module, input: Any) -> Any:
         """Return the neighbours of a word, or the answers of an analogy, as a list of {"word", "cosine"}.
 
-        `input` is a query as for predict.py ("king", or "king - man + woman"), or a list of queries, for which the
-        result is a list of such lists. Raises UserError for an unknown word. For a batch (a dict), the result is
-        `answers(model, input)`.
+        `input` is a query as for predict.py ("king", "king - man + woman", or "king ~ queen", whose result is the
+        cosine of the two), or a list of queries, for which the result is a list of such lists. Raises UserError for an
+        unknown word. For a batch (a dict), the result is `answers(model, input)`.
         """
         if isinstance(input, dict):
             check_batch(input)
@@ -243,7 +247,8 @@ class WordVectors:
         """
         is_file = os.path.isfile(input) or (inputs.is_pattern(input) and inputs.matches(input))
         if input != inputs.STANDARD_INPUT and not is_file:
-            self._parse(input)
+            for side in _sides(input):
+                self._parse(side)
             yield {"ids": [1], "queries": [input]}
             return
         for group in lines(input, LINES_PER_BATCH):
@@ -298,6 +303,21 @@ class WordVectors:
     def alarms(self, answers: list[Answer]) -> list[str]:
         """Return an empty list."""
         return []
+
+
+def _sides(query: str) -> list[str]:
+    """The part of a query before `SIMILAR` and, if there is one, the part after it."""
+    tokens = query.split()
+    if SIMILAR not in tokens:
+        return [query]
+    position = tokens.index(SIMILAR)
+    return [" ".join(tokens[:position]), " ".join(tokens[position + 1 :])]
+
+
+def _sum(units: Tensor, terms: list[tuple[int, int]]) -> Tensor:
+    """The sum of the vectors (V, C) of words, with their signs: (C,)."""
+    signs = torch.tensor([sign for sign, _ in terms], dtype=units.dtype, device=units.device)
+    return signs @ units[[word for _, word in terms]]
 
 
 def _passages(batch: Batch) -> Iterator[tuple[Tensor, ...]]:

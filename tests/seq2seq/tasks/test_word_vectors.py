@@ -136,6 +136,16 @@ def test_an_analogy_is_answered_without_its_own_words(queried: tuple[WordVectors
     assert len(lists) == 2 and lists[0] == task.predict(model, words[3])
 
 
+def test_the_similarity_of_two_words_or_sums_is_their_cosine(queried: tuple[WordVectors, Any]) -> None:
+    task, model = queried
+    words = task.data.vocabulary.words
+    (record,) = task.predict(model, f"{words[3]} ~ {words[5]}")
+    assert record == {"word": words[5], "cosine": pytest.approx(np.cos(2 * np.pi / 18), abs=1e-6)}
+    (record,) = task.predict(model, f"{words[3]} ~ {words[0]} - {words[9]}")  # the second side is at -45 degrees
+    assert record["word"] == f"{words[0]} - {words[9]}"
+    assert record["cosine"] == pytest.approx(np.cos(np.pi * (30 + 45) / 180), abs=1e-6)
+
+
 def test_queries_follow_the_case_of_the_vocabulary_and_may_begin_with_a_sign(queried: tuple[WordVectors, Any]) -> None:
     task, model = queried
     assert task.predict(model, "CAT3") == task.predict(model, "cat3")
@@ -149,6 +159,8 @@ def test_queries_follow_the_case_of_the_vocabulary_and_may_begin_with_a_sign(que
         ("zzzzzz", "is not among .* vocabulary; give a word of the text that it was trained on."),
         ("cat1 cat2", "is no query; expected a word, or words with"),
         ("cat1 -", "is no query"),
+        ("cat1 ~", "is no query"),
+        ("cat1 ~ unheard", "not among the"),
         (" ", "is no query"),
     ],
 )
