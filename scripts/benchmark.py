@@ -1,12 +1,12 @@
 """Time our models against their peers in other libraries: `python scripts/benchmark.py detr`.
 
 A contender is one implementation, ours or a peer's. All contenders do the same work on the same inputs with the same
-weights in one process. Their outputs are compared first; then each is timed once per round, in a random order. The
-report gives each contender's median time, throughput, peak memory (scripts/benchmarks/peak.py) and FLOP rate, absolute
-and as a fraction of the FLOP rate of a large matrix product (scripts/benchmarks/flops.py). For each pair of a contender
-and a reference, it gives the ratio of their median times and the quartiles of the per-round ratios; a ratio below 1
-means that the contender is faster. --scaling shows how time and memory grow with the input; --against compares the
-ratios with those of an earlier report.
+weights in one process, except CTranslate2, which has its own. Their outputs are compared first; then each is timed once
+per round, in a random order. The report gives each contender's median time, throughput, peak memory
+(scripts/benchmarks/peak.py) and FLOP rate, absolute and as a fraction of the FLOP rate of a large matrix product
+(scripts/benchmarks/flops.py). For each pair of a contender and a reference, it gives the ratio of their median times
+and the quartiles of the per-round ratios; a ratio below 1 means that the contender is faster. --scaling shows how time
+and memory grow with the input; --against compares the ratios with those of an earlier report.
 """
 
 import argparse

@@ -100,20 +100,24 @@ def compress(options: Options) -> Path:
     finetuning.refuse_mistakes(options, config)
     create_output(options.folder)
     print(parts.weights_line)
+    if note := finetuning.lost_zeros(parts.model, options):
+        print(note)
     if options.translates:
         sequence.translate_train(parts, options.folder)
     rows = [_row("dense", parts)]
     sizes = apply(parts, options, config, rows)
+    ranges = int8.calibrate(parts) if options.quantizes else None  # which may be refused, so before a file is written
     with writing_to(options.folder):
         checkpoint.save(file, content(parts, config, sizes))
     if options.steps is not None:
         finetuning.finetune(file, options)
         parts = restore(finetuning.without_teacher(finetuning.evaluation_config(file, options.overrides)))
         rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
+        ranges = int8.calibrate(parts) if options.quantizes else None
     print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
-    if options.quantizes:
+    if ranges is not None:
         with writing_to(options.folder):
-            checkpoint.save(file, {**checkpoint.load(file), "int8": int8.calibrate(parts)})
+            checkpoint.save(file, {**checkpoint.load(file), "int8": ranges})
     print(f"wrote     {file}: {file.stat().st_size / 1e6:,.2f} MB")
     print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={file}'])}")
     return file
@@ -121,6 +125,8 @@ def compress(options: Options) -> Path:
 
 def calibrate(options: Options) -> Path:
     """Write the first checkpoint with the ranges of its tensors on val, and print the metrics; returns the new file."""
+    if options.output is not None and options.output.exists():
+        raise UserError(f"output={options.output} exists already; name another file.")
     overrides = [*options.overrides, "trainer.device=cpu", "trainer.precision=fp32"]
     config = finetuning.evaluation_config(options.checkpoints[0], overrides)
     parts = restore(config)

@@ -53,6 +53,7 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
         name: (sums[name] / len(files)).to(tensor.dtype) if name in sums else tensor
         for name, tensor in select_weights(last).items()
     }
+    last = {name: value for name, value in last.items() if name != "int8"}  # the ranges of other weights
     return {**last, "model": mean, "average": None, "mean": {"steps": sorted(steps), "ema": _has_ema(last)}}
 
 

@@ -11,7 +11,7 @@ from common.machine import device as devices
 from common.nn.observing import observing
 from common.task import Data, Task, answers_of
 
-SAMPLES = 256  # of val; the ranges of more samples differ little (see RESULTS.md, int8)
+SAMPLES = 256  # of val
 
 
 @torch.no_grad()
@@ -33,7 +33,10 @@ def calibrate(
         for batch in batches:
             answers_of(task, model, devices.to_device(batch, device))
     if not ranges:
-        raise UserError(f"{type(model).__name__} has no attention, feed-forward or ResNet backbone to compute in int8.")
+        raise UserError(
+            f"{type(model).__name__} has nothing to compute in int8: no ResNet backbone, and no linear map in "
+            "attentions and feed-forwards that is not a product of two."
+        )
     if broken := [name for name, limits in ranges.items() if not all(map(math.isfinite, limits))]:
         raise UserError(f"{broken[0]} gets values that are not finite, so they have no range; the weights are broken.")
     return ranges

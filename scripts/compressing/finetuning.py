@@ -4,17 +4,21 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import train
 from common.config.compose import TRAINING_ONLY, Command, configure
 from common.errors import UserError
 from common.files import checkpoint, run_folder
 from common.files.output import writing_to
+from common.train import sparsity
 from common.train.assembly import stored_config
 from common.train.state import select_weights
 from scripts.compressing import sequence
 from scripts.compressing.options import Options
 
 RAMP = 0.75  # of the steps of fine-tuning, until all weights that will be zero are zero
+MIN_ZEROS = 0.01  # share of weights from which zeros are taken for those of an earlier pruning
 INCREASES = 100  # of the number of zeros in these steps
 TRAINING_KEYS = {"seed", "resume", "allow_changes", *TRAINING_ONLY}  # without effect in evaluation
 
@@ -40,6 +44,18 @@ def refuse_mistakes(options: Options, config: dict[str, Any]) -> None:
     elif options.distil and "distillation" not in config["task"]:
         name = str(config["task"]["_target_"]).rpartition(".")[2]
         raise UserError(f"distil={options.distil}: {name} does not learn from a teacher's outputs; leave it out.")
+
+
+def lost_zeros(model: nn.Module, options: Options) -> str | None:
+    """A note if fine-tuning will fill weights that an earlier prune.magnitude has set to zero."""
+    if options.steps is None or options.magnitude is not None:
+        return None
+    weights = sparsity.prunable_weights(model).values()
+    share = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    if share < MIN_ZEROS:
+        return None
+    remedy = f"add prune.magnitude={share:.2g} to keep them"
+    return f"note      {share:.0%} of the blocks' weights are zero, and fine-tuning fills them; {remedy}"
 
 
 def finetune(file: Path, options: Options) -> None:

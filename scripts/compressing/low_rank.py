@@ -33,6 +33,10 @@ def reduce_rank(model: nn.Module, measure: Measure, rank: int | float) -> dict[s
         if saves(linear, kept) and kept <= len(energies):
             factorise(model, name, down[:kept], up[:, :kept])
             ranks[name] = kept
+    if not moments:
+        raise UserError(
+            f"rank={rank:g}: {type(model).__name__} has no linear maps in blocks that are not factored already."
+        )
     if not ranks:
         raise UserError(
             f"rank={rank:g} saves nothing: for all {len(moments)} linear maps in blocks of {type(model).__name__}, two "

@@ -110,6 +110,15 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
         raise UserError(
             f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), quantize=int8, or --report."
         )
+    if "trainer.precision=int8" in options.overrides and (options.compresses or options.translates):
+        raise UserError(
+            "trainer.precision=int8: models are compressed in fp32; add quantize=int8 to calibrate the result."
+        )
+    if reports and options.output and options.quantizes and not options.compresses:
+        raise UserError(
+            "output= is the calibrated file, so there is no folder for --report; give the report its own command, with "
+            "variants= and precisions=fp32,int8."
+        )
     if options.distil and options.steps is None and (options.compresses or not options.translates):
         raise UserError(f"distil={options.distil} is for fine-tuning; give finetune=STEPS, too.")
 

@@ -124,5 +124,5 @@ def test_a_model_without_quantisable_maps_and_broken_weights_are_refused(inside:
     with pytest.raises(UserError, match=r"^encoder\.blocks\.0\.attention\.in_proj\.q gets values that are not finite"):
         calibrate(task, task.data, model, **options)
     model.unquantised = ("encoder",)
-    with pytest.raises(UserError, match=r"^Classifier has no attention, feed-forward or ResNet backbone to compute in"):
+    with pytest.raises(UserError, match=r"^Classifier has nothing to compute in int8: no ResNet backbone"):
         calibrate(task, task.data, model, **options)

@@ -348,6 +348,9 @@ REFUSED = [
     ([], "needs a key that makes the model smaller .*quantize=int8, or --report"),
     (["rank=4", "variants=x.pt"], "are for the report; add --report"),
     (["rank=4", "optimizer.lrr=3"], "optimizer.lrr is not a key"),
+    (["prune.heads=0.25", "trainer.precision=int8"], "models are compressed in fp32; add quantize=int8"),
+    (["quantize=int8", "--report"], "output= is the calibrated file, so there is no folder for --report"),
+    (["rank=2", "quantize=int8"], "has nothing to compute in int8: .* product of two"),
 ]
 
 
@@ -459,6 +462,29 @@ def test_an_earlier_result_is_not_overwritten(saved: Callable[..., Path], tmp_pa
     run(*keys, code=2)
     assert "already holds compressed.pt; name another folder." in capsys.readouterr().err
     assert (tmp_path / "out/compressed.pt").read_bytes() == before
+
+
+def test_a_calibrated_file_replaces_no_other(saved: Callable[..., Path], capsys: Printed) -> None:
+    file = saved("vit")
+    before = file.read_bytes()
+    run(f"checkpoint={file}", "quantize=int8", f"output={file}", code=2)
+    assert "exists already; name another file." in capsys.readouterr().err and file.read_bytes() == before
+
+
+def test_a_factored_model_is_not_factored_again(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
+    run(f"checkpoint={saved('vit')}", "rank=2", f"output={tmp_path / 'out'}")
+    run(f"checkpoint={tmp_path / 'out/compressed.pt'}", "rank=1", f"output={tmp_path / 'again'}", code=2)
+    assert "that are not factored already" in capsys.readouterr().err
+
+
+def test_fine_tuning_that_fills_zeros_is_announced(saved: Callable[..., Path], tmp_path: Path, capsys: Printed) -> None:
+    run(f"checkpoint={saved('vit')}", "prune.magnitude=0.5", f"output={tmp_path / 'sparse'}")
+    sparse = f"checkpoint={tmp_path / 'sparse/compressed.pt'}"
+    assert "fills them" not in capsys.readouterr().out
+    run(sparse, "prune.heads=0.25", "finetune=1", f"output={tmp_path / 'filled'}")
+    assert "50% of the blocks' weights are zero, and fine-tuning fills them; add prune.magnitude=0.5" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_path_with_a_comma_is_one_file(tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def test_ema_weights_are_averaged_where_the_run_kept_them_and_the_result_says_so
         select_weights(mean, "ema")
 
 
+def test_the_mean_has_no_ranges_of_int8_which_are_those_of_other_weights(tmp_path):
+    files = write(tmp_path, *({**content(step, w=torch.ones(1)), "int8": {"w": (0.0, 1.0)}} for step in range(2)))
+    assert "int8" not in average(files)
+
+
 def test_a_single_step_and_a_mean_are_described(tmp_path):
     files = write(tmp_path, content(8, w=torch.zeros(1)), content(9, w=torch.zeros(1)))
     assert describe(files[0], checkpoint.load(files[0])) == f"{files[0]}: step 8, raw"
