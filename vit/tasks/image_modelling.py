@@ -68,6 +68,7 @@ class ImageModelling:
         bits = "bits_per_masked_pixel" if self.masks else "bits_per_pixel"
         self.goal = Goal("top1", higher_is_better=True) if self.classifies else Goal(bits, higher_is_better=False)
         self._palette: Palette | None = None
+        self._has_lost_colours = False  # whether an evaluated image has a colour outside a lossless palette
         self._classes: list[str] | None = None
         self.unanswered: list[str] = []
 
@@ -108,7 +109,7 @@ class ImageModelling:
 
     def state(self) -> dict[str, Any]:
         """Return the palette and the names of the classes; see ImageModellingState."""
-        colours, lossless = self.palette.colours.tolist(), self.palette.lossless
+        colours, lossless = self.palette.colours.tolist(), self.palette.lossless and not self._has_lost_colours
         return {"palette": colours, "lossless": lossless, "classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -121,6 +122,7 @@ class ImageModelling:
         if not state["palette"] or len({len(colour) for colour in state["palette"]}) != 1:
             raise UserError("The palette in the checkpoint is not a list of colours; give another checkpoint.")
         self._palette = Palette(torch.tensor(state["palette"], device="cpu"), state["lossless"])
+        self._has_lost_colours = False
 
     def adopt(self, tensors: dict[str, Any], folder: Path) -> Adopted:
         """Convert a file of the authors or of transformers; see vit/importing/image_gpt.py."""
@@ -189,6 +191,13 @@ class ImageModelling:
             )
         return self.palette.encode(images)
 
+    def _note_lost_colours(self, batch: Batch, tokens: Tensor) -> None:
+        """Note whether a pixel is not of a palette that held all colours of the images to which it was fitted."""
+        if self.palette.lossless and not self._has_lost_colours:
+            height, width = self.data.image_size
+            decoded = self.palette.decode(tokens, (height, width))
+            self._has_lost_colours = not torch.equal(decoded, self._pixels(batch, tokens.device).cpu())
+
     def sample_masks(self, batch: Batch, device: torch.device) -> Tensor:
         """Sample masks (B, N) from the images' seeds in training, and otherwise from their ids, so that they are fixed.
 
@@ -212,6 +221,7 @@ class ImageModelling:
         if "samples" in batch:
             return self._sampled(model)
         tokens, masked, outputs = self._forward(model, batch)
+        self._note_lost_colours(batch, tokens)
         nats = pixels.pixel_nats(outputs.colours, tokens)
         nats = nats if masked is None else nats * masked
         counts = [tokens.shape[1]] * len(tokens) if masked is None else masked.sum(1).tolist()
@@ -325,8 +335,8 @@ class ImageModelling:
     def evaluation_notes(self) -> list[str]:
         """Return a sentence on what the bits measure."""
         count = len(self.palette)
-        if self.palette.lossless:
-            return [f"the {count} colours are all that the training images have: the bits code the pixels themselves"]
+        if self.palette.lossless and not self._has_lost_colours:
+            return [f"the {count} colours are all that these images have: the bits code the pixels themselves"]
         return [
             f"the bits code which of {count} palette colours is nearest to a pixel, not its value: they cannot be "
             "compared with bits per dimension of RGB values"

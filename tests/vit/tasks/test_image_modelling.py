@@ -204,7 +204,18 @@ def test_the_bits_of_frequencies_of_train_are_those_of_a_plain_computation() -> 
         options = {"device": CPU, "precision": "fp32", "batch_size": 64, "workers": 0}
         numbers, _ = evaluator.evaluate(task, task.data, model, "test", **options)
         assert numbers == {name: pytest.approx(expected, abs=1e-5) for name in ("bits_per_pixel", "bits_per_dimension")}
-    assert task.evaluation_notes()[0].startswith("the 17 colours are all that the training images have")
+    assert task.evaluation_notes()[0].startswith("the 17 colours are all that these images have")
+
+
+def test_images_with_colours_outside_an_inherited_palette_are_not_called_lossless() -> None:
+    former, config = build_task()
+    task, _ = build_task()
+    state = former.state()
+    task.inherit({**state, "palette": state["palette"][:-1]})
+    model, batch = redrawn(config, task), next(evaluation(task.data, "val", batch_size=4, rank=0, world=1, workers=0))
+    assert task.state()["lossless"]
+    task.answers(model, batch)
+    assert not task.state()["lossless"] and "nearest to a pixel" in task.evaluation_notes()[0]
 
 
 def test_answers_hold_the_bits_of_each_pixel_and_pictures_show_them() -> None:
