@@ -35,30 +35,6 @@ ALPHABETS = [
 SPECIAL = {"roberta": ["<s>", "<pad>", "</s>", "<unk>"], "gpt2": []}
 
 
-def test_a_filling_says_whether_a_space_is_before_it(folder: Path) -> None:
-    tokenizer, _ = files.read(folder)
-    for id in tokenizer.encode("man") + tokenizer.encode(" man"):
-        entry = tokenizer.entries[id]
-        expected = entry.removeprefix("\u0120") if entry.startswith("\u0120") else f"##{entry}"
-        assert tokenizer.filling(id) == expected
-
-
-def test_a_long_text_has_the_ids_of_the_whole_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of it are encoded separately. Runs of spaces and signs are no places for a cut."""
-    monkeypatch.setattr("seq2seq.tokenizers.vocabulary.MAX_PART", 50)
-    monkeypatch.setattr(bpe, "ENCODING_CHARACTERS", 120)
-    tokenizer, _ = files.read(folder)
-    rng = random.Random(1)
-    words = "A man is  riding , a horse\tin 2019 über die   Brücke".split(" ")
-    samples = [" ".join(rng.choices(words, k=count)) for count in (3, 200, 1, 41, 0, 90)]
-    rows = tokenizer.encode_all(samples)
-    assert [rows[i].tolist() for i in range(len(rows))] == [
-        [*tokenizer.encode(text), tokenizer.special.end] for text in samples
-    ]
-    unbroken = "x" * 500
-    assert tokenizer.decode(tokenizer.encode_all([unbroken])[0].tolist()).replace(" ", "") == unbroken
-
-
 def texts() -> list[str]:
     rng = random.Random(0)
     samples = ["", " ", "   ", " a", "it's  they'll we'd", "Ġ Ċ"]
@@ -245,3 +221,27 @@ def test_a_malformed_state_is_refused(folder):
             restore(json.dumps({**content, key: value}))
     with pytest.raises(UserError, match=r"half of a surrogate pair"):
         restore(json.dumps({**content, "entries": [*content["entries"], "\ud800"]}))
+
+
+def test_a_filling_says_whether_a_space_is_before_it(folder: Path) -> None:
+    tokenizer, _ = files.read(folder)
+    for id in tokenizer.encode("man") + tokenizer.encode(" man"):
+        entry = tokenizer.entries[id]
+        expected = entry.removeprefix("\u0120") if entry.startswith("\u0120") else f"##{entry}"
+        assert tokenizer.filling(id) == expected
+
+
+def test_a_long_text_has_the_ids_of_the_whole_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of it are encoded separately. Runs of spaces and signs are no places for a cut."""
+    monkeypatch.setattr("seq2seq.tokenizers.vocabulary.MAX_PART", 50)
+    monkeypatch.setattr(bpe, "ENCODING_CHARACTERS", 120)
+    tokenizer, _ = files.read(folder)
+    rng = random.Random(1)
+    words = "A man is  riding , a horse\tin 2019 über die   Brücke".split(" ")
+    samples = [" ".join(rng.choices(words, k=count)) for count in (3, 200, 1, 41, 0, 90)]
+    rows = tokenizer.encode_all(samples)
+    assert [rows[i].tolist() for i in range(len(rows))] == [
+        [*tokenizer.encode(text), tokenizer.special.end] for text in samples
+    ]
+    unbroken = "x" * 500
+    assert tokenizer.decode(tokenizer.encode_all([unbroken])[0].tolist()).replace(" ", "") == unbroken

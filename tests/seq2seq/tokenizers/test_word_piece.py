@@ -31,26 +31,6 @@ TEXTS = [
     "##ing a##b # ## unaffable",
     "$5.00 ^_^ «quoted» — dashes…",
 ]
-
-
-def test_a_long_text_has_the_ids_of_the_whole_text_and_trains_the_same_entries(monkeypatch) -> None:
-    whole = WordPiece.train(TRAINING, 120, lowercase=True)
-    joined = " ".join(TRAINING)
-    ids = whole.encode(joined)
-    monkeypatch.setattr(vocabulary, "MAX_PART", 40)
-    rows = whole.encode_all([joined, "", joined])
-    assert [rows[i].tolist() for i in range(3)] == [[*ids, 3], [3], [*ids, 3]]
-    assert WordPiece.train(TRAINING, 120, lowercase=True).entries == whole.entries
-
-
-def test_training_reads_no_more_than_its_first_characters(monkeypatch) -> None:
-    limited = [*TRAINING, "zebra quagga " * 20]
-    monkeypatch.setattr(word_piece, "MAX_TRAINING_CHARACTERS", sum(map(len, TRAINING)))
-    assert (
-        WordPiece.train(limited, 120, lowercase=True).entries == WordPiece.train(TRAINING, 120, lowercase=True).entries
-    )
-
-
 ALPHABETS = [
     "aeimnrst AEM",
     " \t\n\u00a0\u2028\u200b'.,;-",
@@ -186,3 +166,21 @@ def test_a_vocabulary_that_the_text_does_not_give_is_refused():
         WordPiece.train(TRAINING, 20, lowercase=True)
     with pytest.raises(UserError, match=r"gives no more than \d+ entries"):
         WordPiece.train(TRAINING, 5000, lowercase=True)
+
+
+def test_a_long_text_has_the_ids_of_the_whole_text_and_trains_the_same_entries(monkeypatch) -> None:
+    whole = WordPiece.train(TRAINING, 120, lowercase=True)
+    joined = " ".join(TRAINING)
+    ids = whole.encode(joined)
+    monkeypatch.setattr(vocabulary, "MAX_PART", 40)
+    rows = whole.encode_all([joined, "", joined])
+    assert [rows[i].tolist() for i in range(3)] == [[*ids, 3], [3], [*ids, 3]]
+    assert WordPiece.train(TRAINING, 120, lowercase=True).entries == whole.entries
+
+
+def test_training_reads_no_more_than_its_first_characters(monkeypatch) -> None:
+    longer = [*TRAINING, "zebra quagga " * 20]
+    unlimited, first = (WordPiece.train(texts, 120, lowercase=True).entries for texts in (longer, TRAINING))
+    assert unlimited != first
+    monkeypatch.setattr(word_piece, "MAX_TRAINING_CHARACTERS", sum(map(len, TRAINING)))
+    assert WordPiece.train(longer, 120, lowercase=True).entries == first
