@@ -50,6 +50,7 @@ from scripts.exporting import (
     graphs,
     image_modelling,
     language_modelling,
+    masked_autoencoding,
     single_texts,
     translators,
     whole_folder,
@@ -62,6 +63,7 @@ from seq2seq.tasks.sentence_classification import SentenceClassification
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 from vit.tasks.image_modelling import ImageModelling
+from vit.tasks.masked_autoencoding import MaskedAutoencoding
 
 # The largest accepted difference between outputs. For logits, the difference is divided by the logits' largest
 # deviation from their mean. For probabilities and relative coordinates, it is absolute. For tokenizers, it is the
@@ -82,6 +84,7 @@ PLANNERS: dict[type, Callable[..., Plan]] = {
     Detection: detection.plan,
     Classification: classification.plan,
     ImageModelling: image_modelling.plan,
+    MaskedAutoencoding: masked_autoencoding.plan,
     Translation: translators.plan,
     LanguageModelling: language_modelling.plan,
     MaskedLanguageModelling: single_texts.plan_masked,
