@@ -1,7 +1,7 @@
 """Build data, task and model from a checked config, and load a checkpoint's weights into the model."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,7 +124,8 @@ def restore(config: dict[str, Any]) -> Components:
         raise UserError(
             f"{path} holds the weights of another model than model={type(model).__name__} as configured: "
             f"{len(missing)} tensors are missing or of another shape, {len(unexpected)} are unexpected, the first is "
-            f"{first}; name the model that the file holds (model=...)."
+            f"{first} ({_shape(tensors, first)} in the file, {_shape(model.state_dict(), first)} in the model); name the "
+            "model that the file holds (model=...), and leave out keys that change shapes."
         )
     model.load_state_dict(tensors)
     model = model.to(device).eval()
@@ -351,6 +352,11 @@ def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dic
     state = model.state_dict()
     matching = {name: t for name, t in tensors.items() if name in state and state[name].shape == t.shape}
     return [name for name in state if name not in matching], matching
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The shape of a tensor, such as "64 x 3", or "missing"."""
+    return (" x ".join(map(str, tensors[name].shape)) or "a scalar") if name in tensors else "missing"
 
 
 def _list_names(prefix: str, names: list[str]) -> str:

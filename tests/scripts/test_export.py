@@ -43,6 +43,7 @@ SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "
 SMALL_DEFORMABLE = ("model.width=16", "model.heads=2", "model.feedforward=24", "model.decoder_layers=2")
 SMALL = {
     "vit": [*SMALL_VIT, "model.registers=1"],
+    "distilled vit": [*SMALL_VIT, "model.distillation_token=true"],
     "tnt": [*SMALL_VIT[1:], "model=tnt", "model.inner.width=6"],
     "cnn": ["model=cnn", "model.widths=[8,16,24]"],
     "swin": ["model=swin", "model.width=16", "model.depths=[2,1]", "model.heads=[2,2]", "model.window=3"],
@@ -67,7 +68,7 @@ SMALL = {
 def save_checkpoint(path: Path, wing: str, *changes: str) -> Path:
     """Write a checkpoint of a small model with random tensors."""
     config = configure("train", [*SMALL[wing], *changes])
-    if wing in ("vit", "tnt", "cnn", "swin"):
+    if wing in ("vit", "distilled vit", "tnt", "cnn", "swin"):
         task: dict[str, Any] = {"classes": ["ant", "bee", "cat"]}
         arguments: dict[str, Any] = {"classes": 3, "channels": 1, "image_size": (8, 8)}
     elif wing in ("deformable", "dino"):
@@ -212,6 +213,7 @@ def test_an_exported_classifier_gives_our_probabilities(export_once, form):
         ("vit", [(1, 1, 4, 4), (7, 1, 22, 6), (2, 1, 8, 30)]),
         ("tnt", [(1, 1, 8, 12), (7, 1, 20, 8), (2, 1, 8, 28)]),
         ("swin", [(1, 1, 6, 6), (7, 1, 22, 6), (2, 1, 8, 30)]),
+        ("distilled vit", [(1, 1, 8, 8), (7, 1, 8, 8), (2, 1, 4, 20)]),
         ("cnn", [(1, 1, 5, 5), (7, 1, 23, 6), (2, 1, 8, 29)]),
     ],
 )

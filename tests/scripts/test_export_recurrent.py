@@ -29,9 +29,9 @@ CASES = {
         *("model=rnn_bahdanau", "model.maxout_width=8", "model.attention_width=8", "model.tied=none"),
         *("model.layers=2", "data.tokenizer.joint=false"),
     ],
-    "luong": ["model=rnn_luong"],
+    "luong": ["model=rnn_luong", "model.layers=2"],
     "luong, dot": ["model=rnn_luong", "model.score=dot", "model.input_feeding=false", "model.bidirectional=true"],
-    "luong, concat": ["model=rnn_luong", "model.score=concat", "model.cell=lstm"],
+    "luong, concat": ["model=rnn_luong", "model.score=concat", "model.cell=lstm", "model.layers=2"],
 }
 
 

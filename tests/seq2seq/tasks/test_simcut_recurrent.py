@@ -11,7 +11,7 @@ MODELS = {
     "rnn": ["model.width=16", "model.cell=lstm"],
     "rnn_contextual": ["model.width=12", "model.maxout_width=16"],
     "rnn_bahdanau": ["model.width=12", "model.maxout_width=16", "model.attention_width=8"],
-    "rnn_luong": ["model.width=16"],
+    "rnn_luong": ["model.width=16", "model.layers=2"],
 }
 
 

@@ -46,7 +46,7 @@ RECURRENT = {  # translators with recurrent decoders
     "rnn": ["model.width=16", "model.cell=lstm"],
     "rnn_contextual": ["model.width=12", "model.maxout_width=16"],
     "rnn_bahdanau": ["model.width=12", "model.maxout_width=16", "model.attention_width=8"],
-    "rnn_luong": ["model.width=16"],
+    "rnn_luong": ["model.width=16", "model.layers=2"],
 }
 kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only", *RECURRENT])
 
