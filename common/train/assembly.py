@@ -124,8 +124,8 @@ def restore(config: dict[str, Any]) -> Components:
         raise UserError(
             f"{path} holds the weights of another model than model={type(model).__name__} as configured: "
             f"{len(missing)} tensors are missing or of another shape, {len(unexpected)} are unexpected, the first is "
-            f"{first} ({_shape(tensors, first)} in the file, {_shape(model.state_dict(), first)} in the model); name the "
-            "model that the file holds (model=...), and leave out keys that change shapes."
+            f"{first} ({_shape(tensors, first)} in the file, {_shape(model.state_dict(), first)} in the model); name "
+            "the model that the file holds (model=...), and leave out keys that change shapes."
         )
     model.load_state_dict(tensors)
     model = model.to(device).eval()
