@@ -167,11 +167,12 @@ def _quantise(model: nn.Module, content: dict[str, Any], path: Path, source: str
     compute in int8.
     """
     quantisation.refuse_unsupported(device)
-    if not (ranges := content.get("int8") if checkpoint.is_ours(content) else None):
+    ours = checkpoint.is_ours(content)
+    if not (ranges := content.get("int8") if ours else None):
         command = shell_command(["python", "scripts/compress.py", f"checkpoint={source}", "quantize=int8"])
         raise UserError(
             f"trainer.precision=int8 needs ranges of the model's tensors, and {path} has none; measure them on val: "
-            f"{command}."
+            f"{command}{'' if ours else ', with the keys of this command that choose the model and the data'}."
         )
     count = _with_path(path, quantisation.quantise, model, ranges)
     return f"{count} linear maps and convolutions are in int8, all else in {devices.resolve_precision('auto', device)}"
@@ -203,9 +204,10 @@ def _teacher_config(path: Path) -> dict[str, Any]:
     """Return the config in a teacher's checkpoint; raises UserError for a file of another program, which has none."""
     config = stored_config(path)
     if not config:
+        command = shell_command(["python", "scripts/import_weights.py", f"checkpoint={path}", "model=NAME"])
         raise UserError(
-            "a file of another program does not say which model it holds; give a checkpoint of a run, or the name of "
-            "published weights."
+            "a file of another program does not say which model it holds; write it as a checkpoint, which does: "
+            f"{command}."
         )
     return config
 

@@ -5,11 +5,10 @@ from typing import Any
 from common.files import checkpoint
 from common.files.table import table
 from common.nn import int8, quantisation
-from common.train import calibration
+from common.train import calibration, imported
 from common.train.assembly import Components
 from scripts.compressing.measuring import batch_size, evaluate
 
-SECTIONS = ("seed", "model", "data", "task", "optimizer", "schedule", "trainer")  # of a stored config
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -26,9 +25,7 @@ def content(parts: Components, config: dict[str, Any], ranges: Ranges) -> dict[s
     assert parts.file is not None
     stored = checkpoint.load(parts.file)
     if not checkpoint.is_ours(stored):
-        weights, state = dict(parts.model.state_dict()), parts.task.state()
-        stored = {"step": 0, "best": None, "model": weights, "average": None, "task": state}
-        stored["config"] = {name: config[name] for name in SECTIONS if name in config}
+        stored = imported.content(parts, config)
     return {**{name: value for name, value in stored.items() if name != "optimizer"}, "int8": ranges}
 
 
