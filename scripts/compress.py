@@ -16,6 +16,7 @@ FILE is any checkpoint that evaluate.py accepts. The keys are applied in this or
                        AMX; without other keys, the file is FILE with the suffix .int8.pt, or the file in output=
     samples=N          number of val samples for ranking (default 256)
     output=FOLDER      folder to write (default: compressed)
+    resume=auto        continue the fine-tuning of a command that was stopped, given again with this key
 
 FOLDER/compressed.pt is an ordinary checkpoint without optimizer state, whose config holds the sizes of the smaller
 modules (model.compressed). evaluate.py, predict.py and export.py take it, and the run of fine-tuning is in
@@ -92,8 +93,30 @@ def compress(options: Options) -> Path:
     Prints a table with the goal's value on val and the number of parameters after each step.
     """
     file = options.folder / FILE
+    if file.exists() and not options.resumes:
+        advice = ", or add resume=auto to continue its fine-tuning" if options.run_folder.exists() else ""
+        raise UserError(f"output={options.folder} already holds {FILE}; name another folder{advice}.")
+    rows: list[list[Any]] = []
     if file.exists():
-        raise UserError(f"output={options.folder} already holds {FILE}; name another folder.")
+        finetuning.refuse_other_keys(file, options)
+    else:
+        parts = _compress_anew(file, options, rows)
+    if options.steps is not None:
+        finetuning.finetune(file, options)
+        parts = restore(finetuning.without_teacher(finetuning.evaluation_config(file, options.overrides)))
+        rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
+    ranges = int8.calibrate(parts) if options.quantizes else None
+    print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
+    if ranges is not None:
+        with writing_to(options.folder):
+            checkpoint.save(file, {**checkpoint.load(file), "int8": ranges})
+    print(f"wrote     {file}: {file.stat().st_size / 1e6:,.2f} MB")
+    print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={file}'])}")
+    return file
+
+
+def _compress_anew(file: Path, options: Options, rows: list[list[Any]]) -> Components:
+    """Write the compressed checkpoint before fine-tuning, and add a row for each step; returns the compressed model."""
     config = finetuning.evaluation_config(options.checkpoints[0], options.overrides)
     parts = restore(finetuning.without_teacher(config))
     assert parts.file is not None
@@ -104,23 +127,13 @@ def compress(options: Options) -> Path:
         print(note)
     if options.translates:
         sequence.translate_train(parts, options.folder)
-    rows = [_row("dense", parts)]
+    rows.append(_row("dense", parts))
     sizes = apply(parts, options, config, rows)
-    ranges = int8.calibrate(parts) if options.quantizes else None  # which may be refused, so before a file is written
+    if options.quantizes:
+        int8.calibrate(parts)  # which may be refused, so before a file is written
     with writing_to(options.folder):
-        checkpoint.save(file, content(parts, config, sizes))
-    if options.steps is not None:
-        finetuning.finetune(file, options)
-        parts = restore(finetuning.without_teacher(finetuning.evaluation_config(file, options.overrides)))
-        rows.append(_row(f"after {options.steps} steps of fine-tuning", parts))
-        ranges = int8.calibrate(parts) if options.quantizes else None
-    print(table(f"val, {parts.data.count('val')} samples", [_header(parts), *rows]))
-    if ranges is not None:
-        with writing_to(options.folder):
-            checkpoint.save(file, {**checkpoint.load(file), "int8": ranges})
-    print(f"wrote     {file}: {file.stat().st_size / 1e6:,.2f} MB")
-    print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={file}'])}")
-    return file
+        checkpoint.save(file, {**content(parts, config, sizes), "compression": options.making})
+    return parts
 
 
 def calibrate(options: Options) -> Path:

@@ -58,14 +58,31 @@ def lost_zeros(model: nn.Module, options: Options) -> str | None:
     return f"note      {share:.0%} of the blocks' weights are zero, and fine-tuning fills them; {remedy}"
 
 
+def refuse_other_keys(file: Path, options: Options) -> None:
+    """Raise UserError unless a compressed checkpoint, whose fine-tuning is resumed, was made by the keys in `options`.
+
+    Files of earlier versions do not say by which keys they were made.
+    """
+    made = checkpoint.load(file, ("compression",)).get("compression", options.making)
+    for key in sorted({*made, *options.making}):
+        before, now = made.get(key), options.making.get(key)
+        if before != now:
+            was = "without this key" if before is None else f"with {key}={before}"
+            raise UserError(
+                f"{file} was made {was}, and resume=auto needs the keys of the first command; "
+                f"{f'leave {key}= out' if before is None else f'give {key}={before}'}, or another output=."
+            )
+
+
 def finetune(file: Path, options: Options) -> None:
     """Train the model of a compressed checkpoint, and replace the checkpoint's weights by the best ones on val.
 
-    The run is in the folder `finetune` beside the checkpoint. Its learning rates are those of the checkpoint's config,
-    unless they are overridden.
+    The run is in `options.run_folder`, where `options.resumes` continues it. Its learning rates are those of the
+    checkpoint's config, unless they are overridden.
     """
-    folder = file.with_name("finetune")
-    command = Command("train", [f"checkpoint={file}", f"run_dir={folder}", *_keys(options)], stored_config)
+    folder = options.run_folder
+    own = [f"checkpoint={file}", f"run_dir={folder}", *(["resume=auto"] if options.resumes else [])]
+    command = Command("train", [*own, *_keys(options)], stored_config)
     command.prepare()
     composed = command.checked()
     if "keep_tokenizers" in composed.config["task"]:

@@ -12,7 +12,8 @@ from common.train.sparsity import MAX_ZEROS
 
 T = TypeVar("T")
 STEPS = ("prune.heads", "prune.neurons", "rank", "prune.magnitude")  # keys that make a model smaller
-KEYS = (*STEPS, "prune.ranking", "finetune", "distil", "samples", "output", "quantize")
+MAKING = (*STEPS, "prune.ranking", "finetune", "distil", "samples")  # keys that determine the compressed checkpoint
+KEYS = (*MAKING, "output", "quantize", "resume", "run_dir")
 REPORT_KEYS = ("checkpoint", "variants", "precisions")
 SAMPLES = 256
 RANKINGS = ("estimate", "loss")  # of neurons; the first is the default
@@ -26,6 +27,7 @@ class Options:
 
     checkpoints: list[Path]  # one, or for the report several runs of the dense model
     overrides: list[str]
+    making: dict[str, str]  # those of the keys in MAKING that are given, and their values
     heads: float | None
     neurons: float | None
     ranking: str  # of neurons: "estimate" or "loss"
@@ -38,6 +40,7 @@ class Options:
     output: Path | None
     variants: list[Path]
     precisions: list[str]
+    resumes: bool  # continue fine-tuning that was stopped
 
     @property
     def compresses(self) -> bool:
@@ -48,6 +51,11 @@ class Options:
     def folder(self) -> Path:
         """The folder of the compressed checkpoint, or of the report alone."""
         return self.output or Path("compressed" if self.compresses or self.translates else "report")
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run of fine-tuning."""
+        return self.folder / "finetune"
 
     @property
     def translates(self) -> bool:
@@ -67,10 +75,13 @@ def read_options(words: Sequence[str], reports: bool) -> Options:
         raise UserError(f"{unknown} is not a key of compress.py{did_you_mean(unknown, KEYS)}")
     if own.get("quantize", "int8") != "int8":
         raise UserError(f"quantize={own['quantize']}: expected quantize=int8; see --help.")
+    if own.get("resume", "null") not in ("auto", "null"):
+        raise UserError(f"resume={own['resume']}: expected resume=auto; see --help.")
     checkpoints = _paths(own.get("checkpoint", ""))
     options = Options(
         checkpoints=checkpoints,
         overrides=[word for word in words if word.partition("=")[0] not in (*KEYS, *REPORT_KEYS)],
+        making={key: own[key] for key in MAKING if key in own},
         heads=_optional(own, "prune.heads", _fraction),
         neurons=_optional(own, "prune.neurons", _fraction),
         ranking=own.get("prune.ranking", RANKINGS[0]),
@@ -83,6 +94,7 @@ def read_options(words: Sequence[str], reports: bool) -> Options:
         output=Path(own["output"]) if own.get("output") else None,
         variants=_paths(own.get("variants", "")),
         precisions=[part for part in own.get("precisions", "").split(",") if part],
+        resumes=own.get("resume") == "auto",
     )
     _refuse_mistakes(options, own, reports)
     return options
@@ -110,6 +122,12 @@ def _refuse_mistakes(options: Options, own: dict[str, str], reports: bool) -> No
         raise UserError(
             f"compress.py needs a key that makes the model smaller ({', '.join(STEPS)}), quantize=int8, or --report."
         )
+    if options.resumes and options.steps is None:
+        raise UserError(
+            "resume=auto continues fine-tuning; give finetune=STEPS and the other keys of the first command."
+        )
+    if own.get("run_dir", "null") != "null" and Path(own["run_dir"]).resolve() != options.run_folder.resolve():
+        raise UserError(f"run_dir={own['run_dir']}: fine-tuning runs in {options.run_folder}; choose it by output=.")
     if "trainer.precision=int8" in options.overrides and (options.compresses or options.translates):
         raise UserError(
             "trainer.precision=int8: models are compressed in fp32; add quantize=int8 to calibrate the result."

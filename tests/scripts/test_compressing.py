@@ -269,6 +269,28 @@ def test_fine_tuning_reaches_the_zeros_gradually_and_is_an_ordinary_run(
     }
 
 
+def test_stopped_fine_tuning_is_continued_by_the_hint_of_its_run(
+    saved: Callable[..., Path], tmp_path: Path, capsys: Printed
+) -> None:
+    keys = [f"checkpoint={saved('vit')}", "rank=3", "finetune=8", "distil=soft", f"output={tmp_path / 'out'}"]
+    keys += ["trainer.eval_every=4", "trainer.save_every=4"]
+    run(*keys)
+    file, folder = tmp_path / "out/compressed.pt", tmp_path / "out/finetune"
+    assert f"run_dir={folder} resume=auto" in capsys.readouterr().out
+    whole = checkpoint.load(file)
+    for name in ("results.json", "checkpoints/step_00000008.pt", "checkpoints/best.pt"):  # as if stopped after step 4
+        (folder / name).unlink()
+    wrong = {name: torch.zeros_like(tensor) for name, tensor in whole["model"].items()}
+    checkpoint.save(file, {**whole, "model": wrong})
+    assert compress.main(keys) == 2 and "or add resume=auto to continue its fine-tuning" in capsys.readouterr().err
+    for other, advice in (("rank=2", "give rank=3"), ("prune.heads=0.5", "leave prune.heads= out")):
+        words = [*keys, other] if other.startswith("prune") else [*keys[:1], other, *keys[2:]]
+        assert compress.main([*words, "resume=auto"]) == 2 and advice in capsys.readouterr().err
+    run(*keys, f"run_dir={folder}", "resume=auto")
+    assert "resuming at 4" in capsys.readouterr().out
+    torch.testing.assert_close(checkpoint.load(file)["model"], whole["model"], rtol=0, atol=0)
+
+
 def test_without_fine_tuning_the_smallest_weights_are_zero_at_once(saved: Callable[..., Path], tmp_path: Path) -> None:
     run(f"checkpoint={saved('vit')}", "prune.magnitude=0.5", f"output={tmp_path / 'out'}")
     dense, sparse = (prunable_weights(load(file).model) for file in (saved("vit"), tmp_path / "out/compressed.pt"))
@@ -343,6 +365,9 @@ REFUSED = [
     (["rank=4", "distil=sequence"], "distil=sequence is for fine-tuning; give finetune=STEPS"),
     (["prune.neurons=0.5", "prune.ranking=gradient"], "prune.ranking=gradient: expected estimate or loss"),
     (["rank=4", "prune.ranking=loss"], "prune.ranking=loss ranks neurons; give prune.neurons="),
+    (["rank=4", "resume=auto"], "resume=auto continues fine-tuning; give finetune="),
+    (["rank=4", "resume=always"], "resume=always: expected resume=auto"),
+    (["rank=4", "finetune=2", "run_dir=elsewhere"], "run_dir=elsewhere: fine-tuning runs in .*; choose it by output="),
     (["finetune=2"], "finetune= needs a key that makes the model smaller"),
     (["quantize=int4"], "quantize=int4"),
     ([], "needs a key that makes the model smaller .*quantize=int8, or --report"),
