@@ -30,7 +30,7 @@ SMALL = [
 ]
 # CTranslate2 answers a source that is only the end with nothing, so that no text here is empty.
 TEXTS = ["Hello there", "a", "3 days ago, naïve café", "日本 <s> </s>", "x" * 20, "1 2 3 4 5"]
-END_BIAS = 60.0  # of the end's logit in models with an output bias: their translations end at once
+END_BIAS = 10.0  # of the end's logit in models with an output bias: some of their translations end before the limit
 # The models: the paper's, and one that differs from it in all options that published translators vary.
 CASES = {
     "paper": [],
@@ -42,7 +42,7 @@ CASES = {
 
 
 def save_checkpoint(path: Path, *changes: str) -> Path:
-    """Write a checkpoint of a random model, whose translations have the maximum length or, with output bias, none."""
+    """Write a checkpoint of a random model, whose translations have the maximum length, but some with output bias."""
     config = configure("train", [*SMALL, *changes])
     tokenizer = Tokenizer.train([], BYTE_OPTIONS)
     model = build(config["model"], vocabularies=(tokenizer.size, tokenizer.size), joint=True)
@@ -85,7 +85,9 @@ def test_ctranslate2_and_tokenizers_alone_give_our_translations_and_scores(case:
     expected = [hypotheses[0] for hypotheses in decode(model, source, lengths, options, SPECIAL)]
     found = [[library.token_to_id(word) for word in result.hypotheses[0]] for result in results]
     assert found == [hypothesis.tokens for hypothesis in expected]
-    assert {hypothesis.ended for hypothesis in expected} == {case == "other"}
+    lengths_of_ended = [len(hypothesis.tokens) for hypothesis in expected if hypothesis.ended]
+    assert bool(lengths_of_ended) == (case == "other") and len(lengths_of_ended) < len(TEXTS)
+    assert case == "paper" or any(lengths_of_ended), "one ends after some tokens"
 
 
 def test_an_int8_folder_is_smaller_and_the_models_weights_stay_as_they_are(
