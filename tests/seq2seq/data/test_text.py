@@ -257,7 +257,7 @@ def test_ten_million_blocks_cost_no_list(tmp_path: Path) -> None:
     assert len(next(order.after(0))[1]) == 100_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 400e6  # an order is an array of 80 MB; lists of 9 million samples took 1.1 GiB
+    assert peak < 60e6  # an order is an array of 43 MB; lists of 9 million samples took 1.1 GiB
 
 
 def test_a_text_with_lines_longer_than_val_and_test_has_both_of_about_their_share(built: Built, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ RECURRENT = {  # translators with recurrent decoders
     "rnn_bahdanau": ["model.width=12", "model.maxout_width=16", "model.attention_width=8"],
     "rnn_luong": ["model.width=16", "model.layers=2"],
 }
-kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only", *RECURRENT])
+kinds = pytest.mark.parametrize("kind", ["joint", "separate", "decoder-only", "bert encoder", *RECURRENT])
 
 
 def write(folder: Path) -> None:
@@ -62,12 +62,13 @@ def write(folder: Path) -> None:
 def config(kind: str, folder: Path) -> dict[str, Any]:
     """A Transformer, pre-norm with all matrices tied, or post-norm with separate ones and a bias; or RECURRENT.
 
-    Or a decoder-only translator, which packs source and target.
+    Or a decoder-only translator, which packs source and target, or one whose encoder is BERT's.
     """
     files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
     limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
     chosen = {
         "decoder-only": ["model=gpt_translator", *TINY_DECODER],
+        "bert encoder": ["model=bert_translator", *TINY, "model.blocks.dropout=0"],
         **{name: [f"model={name}", "model.embedding_width=16", *keys] for name, keys in RECURRENT.items()},
     }.get(kind, ["model=seq2seq", *TINY])
     keys = [*chosen, "data=parallel_text", *files, *limits]
