@@ -39,6 +39,10 @@ class Engines(NamedTuple):
     contenders: Mapping[str, Callable[[], list[Tensor]]]  # each returns the outputs of the graph
     notes: list[str]
 
+    def and_also(self, others: "Engines") -> "Engines":
+        """These contenders and notes, followed by those of `others`."""
+        return Engines({**self.contenders, **others.contenders}, [*self.notes, *others.notes])
+
 
 NO_ENGINES = Engines({}, [])
 
@@ -57,14 +61,14 @@ def engines(setting: Setting, model: nn.Module, images: Tensor, outputs: tuple[s
     )
     contenders: dict[str, Callable[[], list[Tensor]]] = {}
     notes: list[str] = []
-    if _is_installed(notes, "OpenVINO", "openvino", "onnx", "onnxscript"):
+    if is_installed(notes, "OpenVINO", "openvino", "onnx", "onnxscript"):
         contenders |= _openvino(graph, setting.scratch, notes)
-    if onnx and _is_installed(notes, ONNX_INT8, "onnxruntime", "onnx", "onnxscript"):
+    if onnx and is_installed(notes, ONNX_INT8, "onnxruntime", "onnx", "onnxscript"):
         contenders[ONNX_INT8] = _onnx_runtime(graph, setting.scratch)
     return Engines(contenders, notes)
 
 
-def _is_installed(notes: list[str], name: str, *packages: str) -> bool:
+def is_installed(notes: list[str], name: str, *packages: str) -> bool:
     """Whether all packages of a contender are installed; adds a note otherwise."""
     missing = [package for package in packages if not util.find_spec(package)]
     if missing:
@@ -89,7 +93,7 @@ def _openvino(graph: Graph, folder: Path, notes: list[str]) -> dict[str, Callabl
         name: contender(source, precision) for name, precision in OPENVINO.items() if has_bf16 or precision != "bf16"
     }
     notes += [] if has_bf16 else ["OpenVINO does not compute in bf16 on this CPU"]
-    if _is_installed(notes, OPENVINO_INT8, "nncf"):
+    if is_installed(notes, OPENVINO_INT8, "nncf"):
         quantised_model = _quantised(core, source, images, folder / "openvino_int8.xml")
         contenders[OPENVINO_INT8] = contender(quantised_model, "bf16" if has_bf16 else "f32")
     return contenders

@@ -1,7 +1,7 @@
 """Benchmark forward passes of ViT-B/16 against its peers: the models of torchvision, timm and transformers.
 
 For bf16, the weights of the peers are converted to bf16, and our model runs under autocast. On the CPU, inference
-engines are timed, too (scripts/benchmarks/engines.py).
+engines and PyTorch's libraries for int8 are timed, too (scripts/benchmarks/engines.py, quantisers.py).
 """
 
 import copy
@@ -16,6 +16,8 @@ from common.machine.device import autocast
 from scripts.benchmarks import flops, quantised
 from scripts.benchmarks.engines import NO_ENGINES, Engines, engines
 from scripts.benchmarks.engines import PAIRS as ENGINE_PAIRS
+from scripts.benchmarks.quantisers import PAIRS as QUANTISER_PAIRS
+from scripts.benchmarks.quantisers import quantisers
 from scripts.benchmarks.timing import Row, Setting, compare_tensors
 from scripts.benchmarks.vit_input import sample_images
 from scripts.benchmarks.vit_peers import PEERS, classifier, config, peer
@@ -54,7 +56,10 @@ def row(
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model = classifier(recipe).eval()
     images = sample_images(batch, recipe["data"]["image_size"][0])
-    others = engines(setting, model, images, ("logits",), onnx=True) if with_engines else NO_ENGINES
+    others = NO_ENGINES
+    if with_engines:
+        others = engines(setting, model, images, ("logits",), onnx=True)
+        others = others.and_also(quantisers(setting.device, model, images))
     return compare(setting, model, {name: peer(name, model, recipe) for name in peers}, images, precisions, others)
 
 
@@ -117,7 +122,7 @@ def compare(
         contenders=contenders,
         pairs=[
             *pairs(contenders, tuple(peers), compiled=setting.compile),
-            *(pair for pair in ENGINE_PAIRS if contenders.keys() >= {*pair}),
+            *(pair for pair in (*ENGINE_PAIRS, *QUANTISER_PAIRS) if contenders.keys() >= {*pair}),
         ],
         check=check,
         amounts=dict.fromkeys(contenders, (len(images), "images")),
