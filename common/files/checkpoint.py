@@ -28,6 +28,8 @@ from common.files.lines import sync_folder
 from common.machine import memory
 
 FORMAT = "triptych-1"
+WORD_VECTORS = "file of word vectors"  # the only key of the content of such a file, and its path
+_VECTORS_HEAD = re.compile(rb"\d{1,12}[ \t]+\d{1,9}[ \t]*\r?\n")  # the numbers of words and of dimensions (word2vec)
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 _COPY_AGAIN = "copy or download it again"
 
@@ -66,7 +68,8 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     A file that Triptych wrote must have the fields in `required`, and its fields must have the types in
     files/content.py. If an earlier version of Triptych wrote the file, its content is converted to the current keys and
     names (config/migrations.py). For .npz and .safetensors, the result maps names to tensors. Files that are not zip
-    files (.safetensors, and PyTorch's format before 1.6) have no checksums, so only their lengths are verified.
+    files (.safetensors, and PyTorch's format before 1.6) have no checksums, so only their lengths are verified. A file
+    of word vectors in a format of word2vec is not read; the result is {WORD_VECTORS: path}, for `Task.adopt`.
 
     Raises UserError if the file is missing, truncated or of another format, if a checksum is wrong, and if a field is
     missing or has a wrong type. Also raises UserError if the file holds an object that could run code, or a tensor that
@@ -79,6 +82,9 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path} {reason}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
     try:
         with open(path, "rb") as file:
+            if _VECTORS_HEAD.match(file.read(64)):
+                return {WORD_VECTORS: str(path)}
+            file.seek(0)
             content = _read(file)
     except UserError as error:
         raise UserError(f"{path} {error}") from error.__cause__

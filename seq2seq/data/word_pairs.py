@@ -239,9 +239,9 @@ def keep_probabilities(counts: NDArray[np.int64], subsample: float) -> NDArray[n
 
     It is (sqrt(f / t) + 1) * t / f, at most 1, for a word with the share f of all words and the threshold t =
     `subsample`, as in word2vec.c; Mikolov et al. 2013 (arXiv 1310.4546), equation 5, has sqrt(t / f). With a threshold
-    of 0, all words are kept.
+    of 0, or without counts (all 0), all words are kept.
     """
-    if not subsample:
+    if not subsample or not counts.any():
         return np.ones(len(counts))
     ratio: NDArray[np.float64] = subsample * counts.sum() / counts  # t / f
     return np.minimum(1.0, np.sqrt(ratio) + ratio)

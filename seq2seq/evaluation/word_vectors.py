@@ -180,12 +180,12 @@ class WordVectorMetric:
     ):
         self.words, self.expected, self.sections = words, expected, sections
         self.judgements, self.most_frequent, self.write_vectors = judgements or {}, most_frequent, write_vectors
-        self.rows: list[tuple[int, float, int]] = []  # (passage, nats, pairs)
+        self.rows: list[tuple[int, float | None, int]] = []  # (passage, nats, pairs)
         self.vectors: Tensor | None = None
         self.analogies: list[tuple[str, int, int]] = []
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add a batch; answers have "nats" and "pairs", the first one also "vectors" (V, C)."""
+        """Add a batch; answers have "nats" (None if it cannot be computed) and "pairs", the first "vectors" (V, C)."""
         self.rows += [(i, a["nats"], a["pairs"]) for i, a in zip(batch["ids"], answers, strict=True)]
         self.vectors = answers[0]["vectors"]
 
@@ -204,10 +204,11 @@ class WordVectorMetric:
         `analogies` is the share of correct answers, `analogies_semantic` and `analogies_syntactic` those of the two
         kinds, and `analogies_known` the share of questions that the vocabulary permits to answer; `similarity_NAME` is
         Spearman's correlation, and `similarity_NAME_known` the share of pairs of known words. A share of no question or
-        pair is left out.
+        pair is left out, and so is a loss that cannot be computed.
         """
         pairs = sum(pairs for _, _, pairs in self.rows)
-        numbers = {"loss": math.fsum(nats for _, nats, _ in self.rows) / pairs if pairs else math.nan}
+        losses = [nats for _, nats, _ in self.rows if nats is not None]
+        numbers = {"loss": math.fsum(losses) / pairs if pairs else math.nan} if len(losses) == len(self.rows) else {}
         if self.vectors is None:
             return numbers
         if self.sections is not None:
@@ -241,7 +242,8 @@ class WordVectorMetric:
                 (name, answered, correct / answered if answered else "") for name, correct, answered in self.analogies
             ]
             return [("section", "questions", "correct"), *rows]
-        return [("passage", "pairs", "loss"), *((i, pairs, nats / max(1, pairs)) for i, nats, pairs in self.rows)]
+        losses = [(i, pairs, "" if nats is None else nats / max(1, pairs)) for i, nats, pairs in self.rows]
+        return [("passage", "pairs", "loss"), *losses]
 
     def write(self, folder: Path) -> None:
         """Write the vectors, if there is a function for it; only rank 0 writes."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import inputs
+from common.files.checkpoint import WORD_VECTORS
 from common.machine.seeds import generator
 from common.report.records import Records, check_batch
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -25,7 +26,7 @@ from common.types import Count, Positive
 from seq2seq.criterion.word_targets import Targets, WordLossOptions, WordTargets, word_targets
 from seq2seq.data.protocol import WordData
 from seq2seq.evaluation.word_vectors import WordVectorMetric, nearest, read_judgements, read_questions, unit_vectors
-from seq2seq.importing.word2vec import write_vectors
+from seq2seq.importing.word2vec import read_vectors, write_vectors
 from seq2seq.tasks.fitting_data import refuse_other_data
 from seq2seq.tasks.reading import LINES_PER_BATCH, lines
 from seq2seq.tokenizers.words import Vocabulary
@@ -114,11 +115,21 @@ class WordVectors:
         self._targets = None
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Raise UserError, because files of other programs hold no output vectors."""
-        raise UserError(
-            "This is no checkpoint of this program, and files of other programs hold no output vectors; give a "
-            "checkpoint of model=word2vec."
-        )
+        """Convert a file of word vectors, in a format of word2vec, to answer queries, analogies and similarities.
+
+        Such a file has neither counts of words, which become 0, nor output vectors, so that there is no loss. Raises
+        UserError for any other file.
+        """
+        if WORD_VECTORS not in tensors:
+            raise UserError(
+                "This is neither a checkpoint of model=word2vec nor a file of word vectors in word2vec's format; give "
+                "one of these."
+            )
+        words, vectors = read_vectors(Path(tensors[WORD_VECTORS]))
+        inputs = torch.from_numpy(vectors)
+        weights = {"inputs": inputs, "outputs": torch.zeros_like(inputs)}
+        note = f"{len(words):,} words; the file has no output vectors, so there is no loss"
+        return Adopted(weights, {"words": words, "counts": [0] * len(words)}, [], (note,))
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """Return {"pairs": the number of pairs in the batch}; see `_pairs`."""
@@ -164,8 +175,8 @@ class WordVectors:
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return one answer (a dict) for each passage, or for each query of `read`.
 
-        For a passage, it has nats and pairs; the first answer also has vectors (V, C). For a query, it has neighbours,
-        a list of {"word", "cosine"}, or "problem", a sentence.
+        For a passage, it has nats (or None) and pairs; the first answer also has vectors (V, C). For a query, it has
+        neighbours, a list of {"word", "cosine"}, or "problem", a sentence.
         """
         network: Any = model
         if "queries" in batch:
@@ -173,11 +184,16 @@ class WordVectors:
             return [self._answer(units, query) for query in batch["queries"]]
         answers: list[Answer] = []
         for number, text in zip(batch["ids"], _passages(batch), strict=True):
-            targets = self._sample_targets(text, generator("negatives", number))
-            nats = float(network(*text, *targets, block=self.loss_options.block, shared=self.targets.shared))
-            answers.append({"nats": nats, "pairs": self._pairs(*text[1:])})
+            answers.append({"nats": self._nats(network, number, text), "pairs": self._pairs(*text[1:])})
         answers[0]["vectors"] = network.vectors().detach().cpu()
         return answers
+
+    def _nats(self, network: Any, number: int, text: tuple[Tensor, ...]) -> float | None:
+        """The loss of a passage; None for the vectors of a file that has no output vectors (see `adopt`)."""
+        if not self.data.vocabulary.counts.any():
+            return None
+        targets = self._sample_targets(text, generator("negatives", number))
+        return float(network(*text, *targets, block=self.loss_options.block, shared=self.targets.shared))
 
     def _answer(self, units: Tensor, query: str) -> Answer:
         """The neighbours of a query, or its problem; units (V, C) are the vectors of all words, of norm 1."""

@@ -18,7 +18,7 @@ from common.train import optim
 from common.train.assembly import load
 from common.train.optim import OptimizerOptions
 from common.train.step import Stepper
-from seq2seq.importing.word2vec import read_vectors
+from seq2seq.importing.word2vec import read_vectors, write_vectors
 from seq2seq.tasks.word_vectors import WordVectors
 
 RATE = 0.02
@@ -202,8 +202,33 @@ def test_an_altered_vocabulary_is_refused(text: Path, state: dict[str, Any]) -> 
 
 
 def test_a_file_of_another_program_is_refused(text: Path) -> None:
-    with pytest.raises(UserError, match="give a checkpoint of model=word2vec"):
+    with pytest.raises(UserError, match="neither a checkpoint of model=word2vec nor a file of word vectors"):
         parts(text)[1].adopt({}, None)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_file_of_word_vectors_is_asked_and_evaluated_without_a_loss(
+    inside: Callable[..., str], text: Path, tmp_path: Path, binary: bool
+) -> None:
+    """The vectors are random, so the answers are compared with those of plain NumPy."""
+    words = [f"{name}{i}" for name in ("cat", "dog") for i in range(12)]
+    vectors = np.random.default_rng(3).normal(size=(len(words), 5)).astype(np.float32)
+    write_vectors(tmp_path / "vectors", words, vectors, binary=binary)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    best = np.argsort(-(units @ units[3]))[1:4]
+    keys = ["checkpoint=vectors", "model=word2vec"]
+    output = inside("predict", *keys, "model.width=5", "input=cat3", "neighbours=3")
+    assert output.strip() == f"cat3: {', '.join(f'{words[i]} {units[i] @ units[3]:.3f}' for i in best)}"
+    (tmp_path / "similar.tsv").write_text("cat1\tcat2\t3\ncat1\tdog1\t2\ncat3\tdog4\t1\n")
+    evaluation = ["task.evaluation.similarity_file=similar.tsv", f"data.train={text}", f"data.test={text}"]
+    output = inside("evaluate", *keys, "model.width=5", *evaluation)
+    numbers = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    cosines = [units[1] @ units[2], units[1] @ units[13], units[3] @ units[16]]
+    expected = (
+        1 - 6 * sum((np.argsort(np.argsort(cosines)) - np.array([2, 1, 0])) ** 2) / 24
+    )  # Spearman's, without ties
+    assert numbers == {"test/similarity_similar": pytest.approx(expected), "test/similarity_similar_known": 1.0}
+    assert "inputs (24 x 5 in the file, 24 x 100 in the model)" in inside("predict", *keys, "input=cat3", code=2)
 
 
 RUN = [
