@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from common.errors import UserError
+from scripts.exporting.openvino_attention import rewrite_attention_of_one_query
 from scripts.exporting.plan import Dimension, Graph, GraphFunction
 
 Format = Literal["torch", "onnx", "onnx_int8", "openvino"]
@@ -103,7 +104,9 @@ def _write_openvino(source: Path, path: Path) -> None:
     """Convert an ONNX file to OpenVINO's, in fp32: `path`, and the weights in a file of the same name with .bin."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
+    model = openvino.convert_model(source)
+    rewrite_attention_of_one_query(model)
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def read(path: Path, graph: Graph, format: Format) -> GraphFunction:

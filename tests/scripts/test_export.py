@@ -281,6 +281,17 @@ def test_files_for_openvino_and_in_int8_are_compared_with_the_model(tmp_path, ca
 
 
 @pytest.mark.slow
+def test_a_translator_for_openvino_agrees_with_the_model_beyond_16_tokens(tmp_path):
+    """OpenVINO's own attention of one query is wrong there."""
+    pytest.importorskip("openvino")
+    file = save_checkpoint(tmp_path / "best.pt", "seq2seq")
+    assert run(f"checkpoint={file}", "--format", "openvino") == 0
+    rows = json.loads((tmp_path / "best.export/model.json").read_text())["compared"]["rows"]
+    differences = {row["what"]: row["difference"] for row in rows if row["file"] == "openvino"}
+    assert differences["1 x 12 to 30 tokens"] < 1e-5 and max(differences.values()) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_vit_that_openvino_resamples_differently_is_exported_for_one_size(tmp_path, capsys):
     pytest.importorskip("openvino")
     file = save_checkpoint(tmp_path / "best.pt", "vit")
