@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,9 +96,24 @@ def _write_int8(source: Path, path: Path) -> None:
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # the exporter's shapes of intermediate tensors, which the quantiser contradicts
+    _copy_shared_weights(model.graph)
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_EMBEDDED_BYTES
     options = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"], "use_external_data_format": large}
     quantize_dynamic(model, path, weight_type=QuantType.QInt8, **options)
+
+
+def _copy_shared_weights(graph: Any) -> None:
+    """Give each linear map its own copy of a weight that other nodes use, too, such as a tied embedding.
+
+    The quantiser transposes the weights of a Gemm in place.
+    """
+    weights = {weight.name: weight for weight in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if node.op_type in ("Gemm", "MatMul") and name in weights and uses[name] > 1:
+                graph.initializer.append(weights[name])
+                graph.initializer[-1].name = node.input[i] = f"{name} of {node.name}"
 
 
 def _write_openvino(source: Path, path: Path) -> None:

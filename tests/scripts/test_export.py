@@ -281,14 +281,15 @@ def test_files_for_openvino_and_in_int8_are_compared_with_the_model(tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_translator_for_openvino_agrees_with_the_model_beyond_16_tokens(tmp_path):
-    """OpenVINO's own attention of one query is wrong there."""
+def test_a_translator_for_openvino_and_in_int8_agrees_with_the_model_beyond_16_tokens(tmp_path):
+    """OpenVINO's own attention of one query is wrong there; the quantiser would transpose the tied embedding."""
     pytest.importorskip("openvino")
     file = save_checkpoint(tmp_path / "best.pt", "seq2seq")
-    assert run(f"checkpoint={file}", "--format", "openvino") == 0
+    assert run(f"checkpoint={file}", "--format", "openvino,onnx_int8") == 0
     rows = json.loads((tmp_path / "best.export/model.json").read_text())["compared"]["rows"]
-    differences = {row["what"]: row["difference"] for row in rows if row["file"] == "openvino"}
-    assert differences["1 x 12 to 30 tokens"] < 1e-5 and max(differences.values()) < 1e-5
+    differences = {(row["file"], row["what"]): row["difference"] for row in rows}
+    assert all(value < 1e-5 for (file, _), value in differences.items() if file == "openvino")
+    assert 1e-5 < differences["onnx_int8", "1 x 12 to 30 tokens"] < 0.1
 
 
 @pytest.mark.slow
