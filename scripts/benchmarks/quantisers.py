@@ -25,7 +25,8 @@ def quantisers(device: torch.device, model: nn.Module, images: Tensor) -> Engine
         return Engines({}, [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao says that it will be removed
-        models = {TORCH_AO: torch.ao.quantization.quantize_dynamic(opened(model), {nn.Linear}, dtype=torch.qint8)}
+        spec = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}  # as ours and torchao's
+        models = {TORCH_AO: torch.ao.quantization.quantize_dynamic(opened(model), spec)}
         notes: list[str] = []
         if is_installed(notes, TORCHAO, "torchao"):
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_

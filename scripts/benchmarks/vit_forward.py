@@ -23,8 +23,9 @@ from scripts.benchmarks.vit_input import sample_images
 from scripts.benchmarks.vit_peers import PEERS, classifier, config, peer
 
 # The largest accepted difference of logits from fp32, relative to their deviation from the batch's mean. Random weights
-# differ more than trained ones: Swin-T's logits in int8 by 0.12. Those of another model differ by more than 1.
-LIMITS = {"int8": 0.25, "bf16": 0.1}
+# differ more than trained ones: Swin-T's logits in int8 by 0.12, and ViT-B's by 0.26 with torch.ao, which rounds the
+# inputs of a linear map with one scale. Those of another model differ by more than 1. The first name that fits counts.
+LIMITS = {"torch.ao": 0.4, "int8": 0.25, "bf16": 0.1}
 Pairs = list[tuple[str, str | tuple[str, ...]]]
 
 
