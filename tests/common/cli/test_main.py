@@ -106,7 +106,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("model=detr", "data.batch_size="), 'data.batch_size="": expected a whole number from 1.'),
         (("model=detr", "data=null"), "data=null: expected one name; there are cifar10, "),
         (("model=[detr]",), "model=[detr]: expected one name; there are bert, bert_base, "),
-        (("experiment=[1,[2]]",), "experiment=[1,[2]]: expected one name; there are cnn_fashion_mnist, detr_bccd, "),
+        (("experiment=[1,[2]]",), "experiment=[1,[2]]: expected one name; there are cnn_fashion_mnist, deit_s_"),
         (("-m", "model=vit", "optimizer=[1,[2]],adam"), "optimizer=[1,[2]]: expected one name; there are "),
         (("model=detr", f"seed={'1' * 5000}"), f"seed={'1' * 55}...{'1' * 30}: not understood; it has too many digits"),
         (
